@@ -1,0 +1,3 @@
+//! One function per role: build the parts, run them.
+
+pub mod encode;

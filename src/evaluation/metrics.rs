@@ -1,0 +1,174 @@
+//! Quality of predicted columns against true ones.
+
+/// Precision, recall and F1 of one label.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LabelScores {
+    /// True cases of the label.
+    pub support: usize,
+    /// Share of what was called so that is so; 0 when nothing was.
+    pub precision: f64,
+    /// Share of what is so that was called so; 0 when nothing is.
+    pub recall: f64,
+    /// Their harmonic mean; 0 when both are.
+    pub f1: f64,
+}
+
+/// Counts `[truth][predicted]`.
+///
+/// # Panics
+/// When the slices differ in length, or a column is not below `n_labels`.
+pub fn confusion_matrix(truth: &[usize], predicted: &[usize], n_labels: usize) -> Vec<Vec<usize>> {
+    assert_eq!(truth.len(), predicted.len(), "one prediction per case");
+    let mut matrix = vec![vec![0; n_labels]; n_labels];
+    for (&truth, &predicted) in truth.iter().zip(predicted) {
+        matrix[truth][predicted] += 1;
+    }
+    matrix
+}
+
+/// Scores of each label, in column order.
+///
+/// # Panics
+/// As [`confusion_matrix`].
+pub fn label_scores(truth: &[usize], predicted: &[usize], n_labels: usize) -> Vec<LabelScores> {
+    let matrix = confusion_matrix(truth, predicted, n_labels);
+    let ratio =
+        |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    (0..n_labels)
+        .map(|label| {
+            let hits = matrix[label][label];
+            let support: usize = matrix[label].iter().sum();
+            let called: usize = matrix.iter().map(|row| row[label]).sum();
+            LabelScores {
+                support,
+                precision: ratio(hits, called),
+                recall: ratio(hits, support),
+                f1: ratio(2 * hits, support + called),
+            }
+        })
+        .collect()
+}
+
+/// Mean F1 over the labels that occur in the truth or the predictions; none without cases.
+///
+/// # Panics
+/// As [`confusion_matrix`].
+pub fn macro_f1(truth: &[usize], predicted: &[usize], n_labels: usize) -> Option<f64> {
+    let occurs = |label: &usize| truth.contains(label) || predicted.contains(label);
+    let scores = label_scores(truth, predicted, n_labels);
+    let present: Vec<f64> = (0..n_labels).filter(occurs).map(|it| scores[it].f1).collect();
+    (!present.is_empty()).then(|| present.iter().sum::<f64>() / present.len() as f64)
+}
+
+/// Share of cases predicted right; none without cases.
+pub fn accuracy(truth: &[usize], predicted: &[usize]) -> Option<f64> {
+    let hits = truth.iter().zip(predicted).filter(|(a, b)| a == b).count();
+    (!truth.is_empty()).then(|| hits as f64 / truth.len() as f64)
+}
+
+/// Share of the cases whose truth is in `protected` that were predicted `accused`: the false
+/// accusation rate. None when no case is protected.
+pub fn false_accusation_rate(
+    truth: &[usize],
+    predicted: &[usize],
+    protected: &[usize],
+    accused: usize,
+) -> Option<f64> {
+    let at_risk = || truth.iter().zip(predicted).filter(|(truth, _)| protected.contains(truth));
+    let n = at_risk().count();
+    (n > 0).then(|| at_risk().filter(|(_, it)| **it == accused).count() as f64 / n as f64)
+}
+
+/// Cohen's kappa with quadratic weights, for ordered columns; none without cases, or when both sides
+/// always say the same one column.
+///
+/// # Panics
+/// As [`confusion_matrix`].
+pub fn quadratic_weighted_kappa(
+    truth: &[usize],
+    predicted: &[usize],
+    n_levels: usize,
+) -> Option<f64> {
+    let matrix = confusion_matrix(truth, predicted, n_levels);
+    let n = truth.len() as f64;
+    let rows: Vec<f64> = matrix.iter().map(|row| row.iter().sum::<usize>() as f64).collect();
+    let columns: Vec<f64> =
+        (0..n_levels).map(|it| matrix.iter().map(|row| row[it]).sum::<usize>() as f64).collect();
+    let (mut observed, mut expected) = (0.0, 0.0);
+    for (i, row) in matrix.iter().enumerate() {
+        for (j, &count) in row.iter().enumerate() {
+            let weight = (i as f64 - j as f64).powi(2);
+            observed += weight * count as f64;
+            expected += weight * rows[i] * columns[j] / n;
+        }
+    }
+    (expected > 0.0).then(|| 1.0 - observed / expected)
+}
+
+/// Expected calibration error over `n_bins` bins of equal mass: mean distance between confidence and
+/// accuracy. `scored` holds (confidence, was right). None without cases.
+pub fn expected_calibration_error(scored: &[(f32, bool)], n_bins: usize) -> Option<f64> {
+    if scored.is_empty() || n_bins == 0 {
+        return None;
+    }
+    let mut sorted = scored.to_vec();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let n = sorted.len();
+    let gap = |bin: &[(f32, bool)]| {
+        let confidence: f64 = bin.iter().map(|it| f64::from(it.0)).sum();
+        let hits = bin.iter().filter(|it| it.1).count() as f64;
+        (confidence - hits).abs()
+    };
+    let total: f64 =
+        (0..n_bins).map(|it| gap(&sorted[it * n / n_bins..(it + 1) * n / n_bins])).sum();
+    Some(total / n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_near(actual: Option<f64>, expected: f64) {
+        assert!((actual.unwrap() - expected).abs() < 1e-9, "{actual:?} {expected}");
+    }
+
+    #[test]
+    fn scores_equal_hand_counts() {
+        let (truth, predicted) = ([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2]);
+        let scores = label_scores(&truth, &predicted, 4);
+        assert_near(Some(scores[0].f1), 0.8);
+        assert_near(Some(scores[1].precision), 0.5);
+        assert_near(Some(scores[2].recall), 1.0);
+        // Label 3 never occurs and is left out.
+        assert_near(macro_f1(&truth, &predicted, 4), (0.8 + 0.5 + 2.0 / 3.0) / 3.0);
+        assert_near(accuracy(&truth, &predicted), 4.0 / 6.0);
+        assert_near(false_accusation_rate(&truth, &predicted, &[0, 2], 1), 0.25);
+    }
+
+    #[test]
+    fn kappa_is_one_zero_and_negative_where_it_should_be() {
+        assert_near(quadratic_weighted_kappa(&[0, 1, 2, 3], &[0, 1, 2, 3], 4), 1.0);
+        assert_near(quadratic_weighted_kappa(&[0, 1, 0, 1], &[0, 0, 1, 1], 2), 0.0);
+        assert_near(quadratic_weighted_kappa(&[0, 3], &[3, 0], 4), -1.0);
+        assert_eq!(quadratic_weighted_kappa(&[1, 1], &[1, 1], 4), None);
+    }
+
+    #[test]
+    fn calibration_error_is_the_gap_between_confidence_and_accuracy() {
+        assert_near(expected_calibration_error(&[(1.0, true), (1.0, true)], 1), 0.0);
+        assert_near(expected_calibration_error(&[(1.0, true), (1.0, false)], 1), 0.5);
+        // One bin would hide what two show.
+        let split = [(0.0, true), (1.0, false)];
+        assert_near(expected_calibration_error(&split, 1), 0.0);
+        assert_near(expected_calibration_error(&split, 2), 1.0);
+    }
+
+    #[test]
+    fn no_cases_give_no_number() {
+        assert_eq!(accuracy(&[], &[]), None);
+        assert_eq!(macro_f1(&[], &[], 3), None);
+        assert_eq!(expected_calibration_error(&[], 15), None);
+        assert_eq!(quadratic_weighted_kappa(&[], &[], 4), None);
+        assert_eq!(false_accusation_rate(&[0], &[1], &[2], 1), None);
+    }
+}

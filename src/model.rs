@@ -1,0 +1,11 @@
+//! Token ids to logits to probabilities. With `training`, the only importer of candle.
+
+pub mod bundle;
+pub mod calibration;
+pub mod config;
+pub mod heads;
+pub mod network;
+pub mod transformer;
+pub mod weights;
+
+pub use bundle::{Bundle, BundleError};

@@ -1,0 +1,306 @@
+//! One model version made usable: `prepare` a text, `predict` a batch.
+//!
+//! Serving, scoring, evaluation and training share this way from text to token ids, so that they
+//! cannot drift apart. Knows nothing of files to score, requests or users.
+
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::domain::case::CaseText;
+use crate::domain::label::LabelSet;
+use crate::domain::policy::{Decision, InputFacts, decide};
+use crate::domain::prediction::Prediction;
+use crate::domain::taxonomy::Taxonomy;
+use crate::model::bundle::{Bundle, BundleError, TextSettings, sha256};
+use crate::model::calibration::Calibration;
+use crate::model::heads::TextLogits;
+use crate::model::network::{Network, NetworkError};
+use crate::text::encode::EncoderError;
+use crate::text::normalize::Change;
+use crate::text::redact::Redaction;
+use crate::text::segment::DictionaryError;
+use crate::text::{Encoder, Encoding, Segmenter, normalize, redact};
+
+/// A text made ready for the model.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Token ids, one entry per chunk, never empty.
+    pub chunks: Vec<Encoding>,
+    /// What the reply and the decision need to know about the input.
+    pub report: InputReport,
+}
+
+impl Prepared {
+    /// Cost in tokens, all chunks together.
+    pub fn n_tokens(&self) -> usize {
+        self.chunks.iter().map(|it| it.ids.len()).sum()
+    }
+}
+
+/// What became of one input on its way to the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputReport {
+    /// Characters submitted.
+    pub characters: usize,
+    /// Words after segmentation.
+    pub words: usize,
+    /// Chunks the text was cut into.
+    pub chunks: usize,
+    /// Kinds of normalization that changed something.
+    pub normalizations: Vec<Change>,
+    /// Personal data masked.
+    pub redactions: Vec<Redaction>,
+    /// What the policy looks at.
+    pub facts: InputFacts,
+}
+
+/// Identity of a loaded model version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelIdentity {
+    /// Bundle name.
+    pub name: String,
+    /// Bundle version.
+    pub version: String,
+    /// `sha256:…` over the bundle.
+    pub digest: String,
+}
+
+/// From text to token ids: everything before the model.
+pub struct TextPipeline {
+    segmenter: Segmenter,
+    encoder: Encoder,
+}
+
+impl TextPipeline {
+    /// The steps with this segmenter and encoder.
+    pub fn new(segmenter: Segmenter, encoder: Encoder) -> Self {
+        Self { segmenter, encoder }
+    }
+
+    /// `text` made ready.
+    ///
+    /// # Errors
+    /// [`PrepareError`], which harms this text only.
+    pub fn prepare(&self, text: &CaseText) -> Result<Prepared, PrepareError> {
+        let normalized = normalize(text.as_str());
+        let redacted = redact(&normalized);
+        let words = self.segmenter.segment(&redacted.text);
+        if words.is_empty() {
+            return Err(PrepareError::NothingVisible);
+        }
+        let encoded = self.encoder.encode(&words);
+        let facts = InputFacts {
+            visible_chars: redacted.text.chars().filter(|it| !it.is_whitespace()).count(),
+            chinese_share: chinese_share(&redacted.text),
+            unknown_share: encoded.n_unknown as f32 / encoded.n_tokens.max(1) as f32,
+        };
+        let report = InputReport {
+            characters: text.as_str().chars().count(),
+            words: words.len(),
+            chunks: encoded.chunks.len(),
+            normalizations: normalized.changes,
+            redactions: redacted.redactions,
+            facts,
+        };
+        Ok(Prepared { chunks: encoded.chunks, report })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+}
+
+/// Share of Chinese characters among letters of any script.
+fn chinese_share(text: &str) -> f32 {
+    let is_chinese =
+        |it: char| matches!(it, '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3134f}' | '〇');
+    let (mut chinese, mut letters) = (0_usize, 0_usize);
+    for character in text.chars() {
+        if is_chinese(character) {
+            chinese += 1;
+            letters += 1;
+        } else if character.is_alphabetic() {
+            letters += 1;
+        }
+    }
+    chinese as f32 / letters.max(1) as f32
+}
+
+/// A loaded bundle with its text pipeline. Cheap to share behind an `Arc`; all methods take `&self`.
+pub struct Pipeline {
+    text: TextPipeline,
+    network: Network,
+    calibration: Calibration,
+    identity: ModelIdentity,
+    types: LabelSet,
+    grounds: LabelSet,
+    taxonomy: Taxonomy,
+    policy_digest: String,
+    metadata: serde_json::Value,
+}
+
+/// Why a bundle cannot be used, or a batch not be computed.
+#[derive(Debug, Error)]
+pub enum PipelineError {
+    /// The bundle itself.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Its tokenizer.
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+    /// The user dictionary.
+    #[error(transparent)]
+    Dictionary(#[from] DictionaryError),
+    /// A label the taxonomy does not explain.
+    #[error(
+        "the model's {head} `{code}` is not in the taxonomy; add it there, or use the taxonomy the model was trained with"
+    )]
+    NotInTaxonomy {
+        /// `type` or `ground`.
+        head: &'static str,
+        /// The code.
+        code: String,
+    },
+    /// Weights that do not fit, or a computation that failed.
+    #[error("model: {0}")]
+    Model(#[from] NetworkError),
+}
+
+/// Why one text cannot be prepared. Harms that text only.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum PrepareError {
+    /// Nothing is left after normalization.
+    #[error("the text has no visible characters; send at least one")]
+    NothingVisible,
+}
+
+impl Pipeline {
+    /// Loads and checks the bundle in `dir`. `user_dict` is an extra jieba dictionary for local names.
+    ///
+    /// # Errors
+    /// [`PipelineError`], naming what does not fit.
+    pub fn load(dir: &Path, user_dict: Option<&Path>) -> Result<Self, PipelineError> {
+        let segmenter = segmenter(user_dict)?;
+        Self::from_bundle(Bundle::load(dir)?, segmenter, Taxonomy::embedded())
+    }
+
+    /// A pipeline over a bundle in memory.
+    ///
+    /// # Errors
+    /// As [`Pipeline::load`].
+    pub fn from_bundle(
+        bundle: Bundle,
+        segmenter: Segmenter,
+        taxonomy: Taxonomy,
+    ) -> Result<Self, PipelineError> {
+        let manifest = &bundle.manifest;
+        let TextSettings { chunk_tokens, overlap_tokens, .. } = manifest.text;
+        let encoder = Encoder::new(bundle.tokenizer.clone(), chunk_tokens, overlap_tokens)?;
+        let grounds =
+            LabelSet::new(manifest.heads.grounds.iter().cloned()).map_err(BundleError::Labels)?;
+        for (head, model, known) in [
+            ("type", &bundle.types, taxonomy.type_codes()),
+            ("ground", &grounds, taxonomy.ground_codes()),
+        ] {
+            if let Some(code) = model.codes().find(|it| known.index_of(it).is_none()) {
+                return Err(PipelineError::NotInTaxonomy { head, code: code.to_owned() });
+            }
+        }
+        let mut metadata = serde_json::json!({ "metrics": bundle.metrics });
+        metadata["bundle"] = serde_json::to_value(manifest).expect("a manifest is plain data");
+        Ok(Self {
+            text: TextPipeline::new(segmenter, encoder),
+            network: Network::load(&bundle.weights, &bundle.config, bundle.head_sizes())?,
+            calibration: Calibration::from(&manifest.calibration),
+            identity: ModelIdentity {
+                name: manifest.name.clone(),
+                version: manifest.version.clone(),
+                digest: bundle.digest.clone(),
+            },
+            types: bundle.types,
+            grounds,
+            policy_digest: sha256(crate::domain::taxonomy::DEFAULT_TOML.as_bytes()),
+            taxonomy,
+            metadata,
+        })
+    }
+
+    /// A tiny seeded random model over the embedded taxonomy, for tests: no files, no downloads.
+    pub fn for_tests() -> Self {
+        Self::from_bundle(Bundle::for_tests(), Segmenter::default(), Taxonomy::embedded())
+            .expect("the test bundle fits the embedded taxonomy")
+    }
+
+    /// Text to token ids; safe to call from many threads.
+    ///
+    /// # Errors
+    /// [`PrepareError`], which harms this text only.
+    pub fn prepare(&self, text: &CaseText) -> Result<Prepared, PrepareError> {
+        self.text.prepare(text)
+    }
+
+    /// Uncalibrated logits, one entry per prepared text, in order.
+    ///
+    /// # Errors
+    /// [`PipelineError::Model`] when the computation fails.
+    pub fn logits(&self, batch: &[&Prepared]) -> Result<Vec<TextLogits>, PipelineError> {
+        let texts: Vec<&[Encoding]> = batch.iter().map(|it| it.chunks.as_slice()).collect();
+        Ok(self.network.logits(&texts)?)
+    }
+
+    /// One prediction per prepared text, in order.
+    ///
+    /// # Errors
+    /// [`PipelineError::Model`] when the computation fails.
+    pub fn predict(&self, batch: &[&Prepared]) -> Result<Vec<Prediction>, PipelineError> {
+        Ok(self.logits(batch)?.iter().map(|it| self.calibration.apply(it)).collect())
+    }
+
+    /// The policy's word on one prediction.
+    pub fn decide(&self, report: &InputReport, prediction: &Prediction) -> Decision {
+        let code = self.types.code(prediction.type_idx());
+        decide(&self.taxonomy.policy, report.facts, prediction, code)
+    }
+
+    /// Which model this is.
+    pub fn identity(&self) -> &ModelIdentity {
+        &self.identity
+    }
+
+    /// Labels of the type head in column order.
+    pub fn type_labels(&self) -> &LabelSet {
+        &self.types
+    }
+
+    /// Labels of the grounds head in column order.
+    pub fn ground_labels(&self) -> &LabelSet {
+        &self.grounds
+    }
+
+    /// The taxonomy in force.
+    pub fn taxonomy(&self) -> &Taxonomy {
+        &self.taxonomy
+    }
+
+    /// `sha256:…` over the taxonomy and policy in force.
+    pub fn policy_digest(&self) -> &str {
+        &self.policy_digest
+    }
+
+    /// What `GET /v1/model` shows beyond the identity: the bundle's manifest and metrics.
+    pub fn metadata(&self) -> &serde_json::Value {
+        &self.metadata
+    }
+}
+
+/// A segmenter with the default dictionary and, when given, a user dictionary.
+///
+/// # Errors
+/// [`DictionaryError`] when the user dictionary cannot be read.
+pub fn segmenter(user_dict: Option<&Path>) -> Result<Segmenter, DictionaryError> {
+    let Some(path) = user_dict else { return Ok(Segmenter::default()) };
+    let file = std::fs::File::open(path)?;
+    Segmenter::with_user_dict(&mut std::io::BufReader::new(file))
+}

@@ -1,0 +1,6 @@
+//! Labelled cases to a candidate version. Knows no HTTP and no names of labels.
+
+pub mod adamw;
+pub mod loss;
+pub mod split;
+pub mod trainer;

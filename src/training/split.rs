@@ -1,0 +1,164 @@
+//! Seeded, leak-free split: near-duplicates stay on one side.
+//!
+//! Source: Broder 1997, "On the resemblance and containment of documents" (MinHash with banding).
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+/// Characters of one shingle.
+const SHINGLE_CHARS: usize = 4;
+/// Bands times rows a band: texts sharing about half of their shingles or more meet in some band.
+const N_BANDS: usize = 12;
+const ROWS_PER_BAND: usize = 4;
+
+/// Indices of the training and of the validation cases, each ascending.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// To train on.
+    pub train: Vec<usize>,
+    /// To stop early and to calibrate on.
+    pub validation: Vec<usize>,
+}
+
+/// Splits `texts`, holding out about `validation_share` of each label; a group of near-duplicates is
+/// never cut. The same seed and texts give the same split.
+pub fn split(texts: &[&str], labels: &[usize], validation_share: f64, seed: u64) -> Split {
+    assert_eq!(texts.len(), labels.len(), "one label per text");
+    let groups = near_duplicate_groups(texts);
+    let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (idx, group) in groups.iter().enumerate() {
+        members.entry(*group).or_default().push(idx);
+    }
+    // Groups in a reproducible order, then shuffled.
+    let mut order: Vec<usize> = members.keys().copied().collect();
+    order.sort_unstable();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    let n_labels = labels.iter().max().map_or(0, |it| it + 1);
+    let mut wanted: Vec<f64> = (0..n_labels)
+        .map(|label| labels.iter().filter(|&&it| it == label).count() as f64 * validation_share)
+        .map(f64::round)
+        .collect();
+    let mut split = Split { train: Vec::new(), validation: Vec::new() };
+    for group in order {
+        let cases = &members[&group];
+        // The group goes by its first label; a group larger than what is wanted stays in training.
+        let label = labels[cases[0]];
+        if wanted[label] >= cases.len() as f64 {
+            for &idx in cases {
+                wanted[labels[idx]] -= 1.0;
+            }
+            split.validation.extend(cases);
+        } else {
+            split.train.extend(cases);
+        }
+    }
+    split.train.sort_unstable();
+    split.validation.sort_unstable();
+    split
+}
+
+/// For each text the index of its group's first text.
+pub fn near_duplicate_groups(texts: &[&str]) -> Vec<usize> {
+    let mut parent: Vec<usize> = (0..texts.len()).collect();
+    let mut seen: HashMap<(usize, [u64; ROWS_PER_BAND]), usize> = HashMap::new();
+    for (idx, text) in texts.iter().enumerate() {
+        for (band, signature) in signatures(text).into_iter().enumerate() {
+            match seen.entry((band, signature)) {
+                std::collections::hash_map::Entry::Occupied(first) => {
+                    let (a, b) = (find(&mut parent, *first.get()), find(&mut parent, idx));
+                    // The smaller index leads, so that a group's name is its first text.
+                    parent[a.max(b)] = a.min(b);
+                }
+                std::collections::hash_map::Entry::Vacant(slot) => {
+                    slot.insert(idx);
+                }
+            }
+        }
+    }
+    (0..texts.len()).map(|idx| find(&mut parent, idx)).collect()
+}
+
+fn find(parent: &mut [usize], mut idx: usize) -> usize {
+    while parent[idx] != idx {
+        parent[idx] = parent[parent[idx]];
+        idx = parent[idx];
+    }
+    idx
+}
+
+fn signatures(text: &str) -> [[u64; ROWS_PER_BAND]; N_BANDS] {
+    // Punctuation, spaces and case are what reposts change.
+    let chars: Vec<char> =
+        text.chars().filter(|it| it.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let mut minima = [[u64::MAX; ROWS_PER_BAND]; N_BANDS];
+    let last = chars.len().saturating_sub(SHINGLE_CHARS);
+    for begin in 0..=last {
+        let shingle = &chars[begin..(begin + SHINGLE_CHARS).min(chars.len())];
+        // `DefaultHasher::new` has fixed keys: the same on every run.
+        let mut hasher = DefaultHasher::new();
+        shingle.hash(&mut hasher);
+        let base = hasher.finish();
+        for (hash_idx, minimum) in minima.as_flattened_mut().iter_mut().enumerate() {
+            *minimum =
+                (*minimum).min(mix(base ^ (hash_idx as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        }
+    }
+    minima
+}
+
+/// The finalizer of SplitMix64: one hash becomes many.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts() -> (Vec<String>, Vec<usize>) {
+        let mut texts = Vec::new();
+        for idx in 0..200_u32 {
+            // Distinct texts: each character depends on the index.
+            let text: String = (0..30_u32)
+                .map(|at| char::from_u32(0x4e00 + (idx * 331 + at * 17) % 9000).unwrap())
+                .collect();
+            texts.push(format!("{text}！"));
+            texts.push(format!("转发：{text}"));
+        }
+        let labels = (0..texts.len()).map(|it| (it / 2) % 4).collect();
+        (texts, labels)
+    }
+
+    #[test]
+    fn near_duplicates_never_part() {
+        let (texts, labels) = texts();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let split = split(&texts, &labels, 0.2, 7);
+        for pair in 0..200 {
+            let is_held_out = |it| split.validation.contains(&it);
+            assert_eq!(is_held_out(pair * 2), is_held_out(pair * 2 + 1), "pair {pair}");
+        }
+    }
+
+    #[test]
+    fn every_case_is_in_one_part_and_every_label_is_held_out() {
+        let (texts, labels) = texts();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let parts = split(&texts, &labels, 0.2, 7);
+        let mut all = [parts.train.clone(), parts.validation.clone()].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..texts.len()).collect::<Vec<_>>());
+        for label in 0..4 {
+            let n = parts.validation.iter().filter(|&&it| labels[it] == label).count();
+            assert_eq!(n, 20, "label {label}");
+        }
+        assert_eq!(parts, split(&texts, &labels, 0.2, 7));
+        assert_ne!(parts, split(&texts, &labels, 0.2, 8));
+    }
+}

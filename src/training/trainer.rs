@@ -1,0 +1,338 @@
+//! Epochs: fine-tunes encoder and heads together, keeps the best epoch by validation macro-F1.
+
+use candle_core::Result;
+use candle_transformers::models::bert::Config;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::adamw::AdamW;
+use super::loss::{Target, loss};
+use crate::evaluation::metrics;
+use crate::model::calibration::{self, Calibration};
+use crate::model::heads::{HeadSizes, TextLogits};
+use crate::model::network::Network;
+use crate::model::transformer::{Dropout, Mode};
+use crate::model::weights::Weights;
+use crate::text::Encoding;
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Most passes over the training cases.
+    pub epochs: usize,
+    /// Stop after this many epochs without a better validation score.
+    pub patience: usize,
+    /// Tokens of one step, padding included.
+    pub batch_tokens: usize,
+    /// Peak learning rate of the encoder.
+    pub learning_rate: f32,
+    /// The heads' learning rate relative to the encoder's.
+    pub head_rate: f32,
+    /// Tokens of a case seen in training; evaluation sees all of them.
+    pub max_tokens: usize,
+    /// Dropout probability.
+    pub dropout: f32,
+    /// Share of texts whose prediction set must hold the true type.
+    pub coverage: f32,
+    /// Seed of every random draw.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            epochs: 6,
+            patience: 2,
+            batch_tokens: 4096,
+            learning_rate: 5e-4,
+            head_rate: 2.0,
+            max_tokens: 160,
+            dropout: 0.1,
+            coverage: 0.95,
+            seed: 42,
+        }
+    }
+}
+
+/// A case ready for the model.
+#[derive(Debug, Clone)]
+pub struct Example {
+    /// Its chunks.
+    pub chunks: Vec<Encoding>,
+    /// What it teaches.
+    pub target: Target,
+}
+
+/// What happens while training, for a progress bar.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event {
+    /// A step was taken.
+    Step {
+        /// Epoch, from 1.
+        epoch: usize,
+        /// Cases seen in this epoch.
+        n_done: usize,
+        /// Loss of the step.
+        loss: f32,
+    },
+    /// An epoch ended.
+    Epoch {
+        /// Epoch, from 1.
+        epoch: usize,
+        /// Validation macro-F1 of the type.
+        macro_f1: f32,
+        /// Whether it is the best so far.
+        is_best: bool,
+    },
+}
+
+/// The best epoch's model.
+pub struct Trained {
+    /// Encoder and heads.
+    pub weights: Weights,
+    /// Epoch they come from, from 1.
+    pub epoch: usize,
+    /// Fitted on the validation cases.
+    pub calibration: Calibration,
+    /// Validation logits of the best epoch, in order.
+    pub validation_logits: Vec<TextLogits>,
+}
+
+/// Trains `start` (encoder and heads) on `train`.
+///
+/// # Errors
+/// When the weights do not fit `config`, or the loss stops being finite.
+///
+/// # Panics
+/// When `train` or `validation` is empty.
+pub fn train(
+    start: &Weights,
+    config: &Config,
+    sizes: HeadSizes,
+    train: &[Example],
+    validation: &[Example],
+    settings: &Settings,
+    mut on_event: impl FnMut(Event),
+) -> Result<Trained> {
+    assert!(!train.is_empty() && !validation.is_empty(), "both parts of the split need cases");
+    let (vars, tensors) = start.trainable()?;
+    let network = Network::load(&tensors, config, sizes)?;
+    let is_head = |name: &str| !name.starts_with("bert.");
+    let mut adamw = AdamW::new(&vars, |name| if is_head(name) { settings.head_rate } else { 1.0 });
+    let class_weights = class_weights(train, sizes.n_types);
+    let dropout = Dropout::new(settings.dropout, settings.seed);
+    let mode = Mode::Train(&dropout);
+    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    let rows: Vec<&[u32]> = train.iter().map(|it| first_tokens(it, settings.max_tokens)).collect();
+    let mut steps = 0.0_f32;
+    let expected_steps = settings.epochs as f32
+        * batches(&rows, settings.batch_tokens, &mut rng.clone()).len() as f32;
+    let mut best: Option<Trained> = None;
+    let mut best_score = f32::NEG_INFINITY;
+    for epoch in 1..=settings.epochs {
+        let mut n_done = 0;
+        for batch in batches(&rows, settings.batch_tokens, &mut rng) {
+            let ids: Vec<&[u32]> = batch.iter().map(|&it| rows[it]).collect();
+            let targets: Vec<&Target> = batch.iter().map(|&it| &train[it].target).collect();
+            let loss = loss(&network.forward(&ids, &mode)?, &targets, &class_weights)?;
+            adamw.step(
+                &loss.backward()?,
+                settings.learning_rate * schedule(steps / expected_steps),
+            )?;
+            steps += 1.0;
+            n_done += batch.len();
+            on_event(Event::Step { epoch, n_done, loss: loss.to_scalar()? });
+        }
+        let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
+        let logits = network.logits(&texts)?;
+        let score = macro_f1(&logits, validation, sizes.n_types);
+        // On a tie the later epoch: its level and grounds heads have learned longer.
+        let is_best = score >= best_score;
+        on_event(Event::Epoch { epoch, macro_f1: score, is_best });
+        if is_best {
+            best_score = score;
+            best = Some(Trained {
+                weights: tensors.snapshot()?,
+                epoch,
+                calibration: calibrate(&logits, validation, settings.coverage),
+                validation_logits: logits,
+            });
+        } else if best.as_ref().is_some_and(|it| epoch - it.epoch >= settings.patience) {
+            break;
+        }
+    }
+    let Some(best) = best else {
+        candle_core::bail!("no epoch was trained; set epochs to 1 or more")
+    };
+    Ok(best)
+}
+
+/// Linear warm-up over the first tenth, then linear decay to a twentieth.
+fn schedule(progress: f32) -> f32 {
+    const WARM_UP: f32 = 0.1;
+    if progress < WARM_UP {
+        (progress + 0.005) / WARM_UP
+    } else {
+        (1.0 - (progress - WARM_UP) / (1.0 - WARM_UP)).max(0.05)
+    }
+}
+
+/// Square roots of inverse frequencies, mean 1 over the cases: rare types count more, not wildly so.
+fn class_weights(train: &[Example], n_types: usize) -> Vec<f32> {
+    let mut counts = vec![0.0_f32; n_types];
+    for example in train {
+        counts[example.target.label] += 1.0;
+    }
+    let raw: Vec<f32> = counts.iter().map(|it| it.max(1.0).sqrt().recip()).collect();
+    let mean = raw.iter().zip(&counts).map(|(w, n)| w * n).sum::<f32>() / train.len() as f32;
+    raw.into_iter().map(|it| it / mean).collect()
+}
+
+/// The first `max_tokens` tokens of a case, closed by its own last token.
+fn first_tokens(example: &Example, max_tokens: usize) -> &[u32] {
+    let ids = &example.chunks[0].ids;
+    // The closing [SEP] may fall away: training cares for [CLS] only.
+    &ids[..ids.len().min(max_tokens)]
+}
+
+/// Cases in random order, grouped so that rows of one batch have about one length.
+fn batches(rows: &[&[u32]], batch_tokens: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+    const POOL: usize = 1024;
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.shuffle(rng);
+    let mut batches = Vec::new();
+    for pool in order.chunks_mut(POOL) {
+        pool.sort_by_key(|&it| rows[it].len());
+        let mut batch = Vec::new();
+        for &idx in pool.iter() {
+            // Ascending lengths: the newcomer is the longest.
+            if !batch.is_empty() && (batch.len() + 1) * rows[idx].len() > batch_tokens {
+                batches.push(std::mem::take(&mut batch));
+            }
+            batch.push(idx);
+        }
+        batches.push(batch);
+    }
+    batches.shuffle(rng);
+    batches
+}
+
+fn macro_f1(logits: &[TextLogits], cases: &[Example], n_types: usize) -> f32 {
+    let truth: Vec<usize> = cases.iter().map(|it| it.target.label).collect();
+    let predicted: Vec<usize> =
+        logits.iter().map(|it| Calibration::NONE.apply(it).type_idx()).collect();
+    metrics::macro_f1(&truth, &predicted, n_types).unwrap_or(0.0) as f32
+}
+
+fn calibrate(logits: &[TextLogits], cases: &[Example], coverage: f32) -> Calibration {
+    let pairs = || logits.iter().zip(cases);
+    let types: Vec<_> = pairs().map(|(it, case)| (it.kind.as_slice(), case.target.label)).collect();
+    let levels: Vec<_> =
+        pairs().filter_map(|(it, case)| Some((it.level.as_slice(), case.target.level?))).collect();
+    let grounds: Vec<_> = pairs()
+        .filter_map(|(it, case)| Some((it.grounds.as_slice(), case.target.grounds.clone()?)))
+        .collect();
+    calibration::fit(&types, &levels, &grounds, coverage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::heads::Heads;
+
+    const SIZES: HeadSizes = HeadSizes { n_types: 2, n_levels: 4, n_grounds: 2 };
+
+    fn start() -> (Config, Weights) {
+        let config = Config {
+            hidden_size: 16,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            intermediate_size: 24,
+            max_position_embeddings: 12,
+            ..crate::model::config::small(30)
+        };
+        let mut weights = Weights::random_encoder(&config, 3).unwrap();
+        Heads::start(&mut weights, config.hidden_size, SIZES, 4).unwrap();
+        (config, weights)
+    }
+
+    /// Type 1 and level 3 exactly when token 9 is there.
+    fn examples(n: usize) -> Vec<Example> {
+        (0..n)
+            .map(|idx| {
+                let is_one = idx % 2 == 1;
+                let mark = if is_one { 9 } else { 10 };
+                let ids = vec![2, 11 + (idx as u32 * 7) % 15, mark, 11 + (idx as u32 * 5) % 13, 3];
+                Example {
+                    chunks: vec![Encoding { ids }],
+                    target: Target {
+                        label: usize::from(is_one),
+                        alt: None,
+                        level: Some(if is_one { 3 } else { 0 }),
+                        grounds: Some(vec![is_one, !is_one]),
+                    },
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_trainable_tensor_gets_a_gradient() {
+        let (config, weights) = start();
+        let (vars, tensors) = weights.trainable().unwrap();
+        let network = Network::load(&tensors, &config, SIZES).unwrap();
+        let cases = examples(4);
+        let rows: Vec<&[u32]> = cases.iter().map(|it| it.chunks[0].ids.as_slice()).collect();
+        let targets: Vec<&Target> = cases.iter().map(|it| &it.target).collect();
+        let dropout = Dropout::new(0.1, 1);
+        let logits = network.forward(&rows, &Mode::Train(&dropout)).unwrap();
+        let gradients = loss(&logits, &targets, &[1.0, 1.0]).unwrap().backward().unwrap();
+        assert_eq!(vars.len(), 5 + 2 * 16 + 2 + 6);
+        for (name, var) in &vars {
+            let gradient = gradients.get(var.as_tensor()).unwrap_or_else(|| panic!("{name}: none"));
+            let size: f32 = gradient.abs().unwrap().sum_all().unwrap().to_scalar().unwrap();
+            // A key's bias shifts every score of a row alike, so softmax gives it no gradient.
+            assert!(size > 0.0 || name.ends_with("key.bias"), "{name}: zero");
+        }
+    }
+
+    #[test]
+    fn train_learns_and_is_reproducible() {
+        let (config, weights) = start();
+        let settings = Settings {
+            epochs: 60,
+            patience: 60,
+            batch_tokens: 40,
+            learning_rate: 3e-3,
+            ..Default::default()
+        };
+        let run = || {
+            train(&weights, &config, SIZES, &examples(64), &examples(16), &settings, |_| ())
+                .unwrap()
+        };
+        let trained = run();
+        assert_eq!(macro_f1(&trained.validation_logits, &examples(16), 2), 1.0);
+        let levels: Vec<usize> = trained
+            .validation_logits
+            .iter()
+            .map(|it| trained.calibration.apply(it).level())
+            .collect();
+        assert_eq!(levels, [0, 3].repeat(8));
+        assert_eq!(trained.validation_logits, run().validation_logits);
+    }
+
+    #[test]
+    fn batches_hold_every_case_once_within_the_budget() {
+        let lengths: Vec<Vec<u32>> = (0..3000).map(|it| vec![0; 1 + it % 90]).collect();
+        let rows: Vec<&[u32]> = lengths.iter().map(Vec::as_slice).collect();
+        let batches = batches(&rows, 500, &mut ChaCha8Rng::seed_from_u64(1));
+        for batch in &batches {
+            let longest = batch.iter().map(|&it| rows[it].len()).max().unwrap();
+            assert!(batch.len() * longest <= 500);
+        }
+        let mut all = batches.concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..3000).collect::<Vec<_>>());
+    }
+}
