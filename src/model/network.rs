@@ -11,10 +11,10 @@ use crate::text::Encoding;
 /// candle's error, under a name other rooms may use.
 pub type NetworkError = candle_core::Error;
 
-/// Rows computed together are at most this many times longer than the shortest of them: padding is
-/// wasted work, small products are slow; measured on real posts this is the middle.
+/// Rows computed together are at most this many times longer than the shortest of them (plus a few
+/// tokens): padding is wasted work, small products are slow. A first guess, not yet measured.
 const MAX_PADDED_SHARE: f32 = 1.25;
-/// Padded tokens computed together, so that activations stay in the cache.
+/// Padded tokens computed together, to bound the activations. A first guess, not yet measured.
 const MAX_GROUP_TOKENS: usize = 2048;
 
 /// An encoder with its heads.
