@@ -1,8 +1,6 @@
 //! Corpora of one document a line, plain or `.xz`: to word counts, to packed token ids.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::Path;
+use std::io::{self, BufRead, Write};
 
 use rayon::prelude::*;
 
@@ -11,22 +9,6 @@ use crate::text::{Encoder, Segmenter, normalize, redact};
 
 /// Lines worked on at a time: enough for all cores, little memory.
 const BLOCK_LINES: usize = 8192;
-
-/// A reader of `path`, decompressed when its name ends in `.xz`; standard input for `-`.
-///
-/// # Errors
-/// When the file cannot be opened.
-pub fn open(path: &Path) -> io::Result<Box<dyn BufRead + Send>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(io::stdin())));
-    }
-    let file = File::open(path)?;
-    if path.extension().is_some_and(|it| it == "xz") {
-        let xz = liblzma::read::XzDecoder::new_multi_decoder(file);
-        return Ok(Box::new(BufReader::with_capacity(1 << 16, xz)));
-    }
-    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
-}
 
 /// Sums over what was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

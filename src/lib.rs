@@ -3,9 +3,12 @@
 //! The rooms, in the order a newcomer should read them; arrows point one way:
 //!
 //! ```text
-//! main -> commands -> training -> model, evaluation --> domain
-//!                 \-> corpus ---> text ---------------> domain
-//!         pipeline -------------> text, model --------> domain
+//! main -> commands -> http -----> inference --> pipeline --> text, model --> domain
+//!                 |        \----> reply ------> pipeline
+//!                 |-> scoring --> reply, rows, pipeline
+//!                 |-> training -> text, model, evaluation --> domain
+//!                 |-> cases ----> rows --------------------> domain
+//!                 \-> corpus ---> text
 //! ```
 
 pub mod domain;
@@ -13,10 +16,24 @@ pub mod text;
 
 pub mod model;
 pub mod pipeline;
+pub mod reply;
+
+pub mod inference;
+
+pub mod http;
+
+pub mod rows;
+
+pub mod scoring;
+
+pub mod cases;
 
 pub mod evaluation;
 pub mod training;
 
 pub mod corpus;
+
+pub mod config;
+pub mod telemetry;
 
 pub mod commands;

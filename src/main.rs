@@ -1,34 +1,78 @@
-//! The `triage` program: parse arguments, run one command, turn its error into an exit code.
+//! The `triage` program: parse arguments, start logging, run one command, turn its error into an exit
+//! code.
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use opinion_triage::commands::encode;
+use clap::{CommandFactory, Parser, Subcommand};
+use opinion_triage::commands::{check, classify, encode, evaluate, score, serve, train};
+use opinion_triage::config::{self, CommonArgs, Config, ServeSettings};
+use opinion_triage::telemetry;
 
 /// 舆情分诊：把群众来信、投诉和帖子分成五类，给出处置建议，由人决定。
 #[derive(Parser)]
 #[command(name = "triage", version)]
 struct Cli {
+    #[command(flatten)]
+    common: CommonArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// 启动 HTTP 服务
+    Serve(serve::ServeArgs),
+    /// 分类一条文本
+    Classify(classify::ClassifyArgs),
+    /// 给整个文件评分（JSONL 或 CSV）
+    Score(score::ScoreArgs),
+    /// 检查已标注的案例，逐行指出问题
+    Check(check::CheckArgs),
+    /// 用已标注的案例训练模型
+    Train(train::TrainArgs),
+    /// 用已标注的案例评估模型，可与词法基线并列
+    Evaluate(evaluate::EvaluateArgs),
     /// 语料编码：建立词表，或把语料变成词元编号
     Encode(encode::EncodeArgs),
+    /// 输出命令行补全脚本
+    Completions {
+        /// 所用的 shell
+        shell: clap_complete::Shell,
+    },
 }
 
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage.
-    let result = match Cli::parse().command {
-        Command::Encode(args) => encode::run(args),
-    };
-    match result {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    config::check_environment(&Cli::command())?;
+    let defaults = ServeSettings::default();
+    let serve = match &cli.command {
+        Command::Serve(args) => args.settings(),
+        _ => &defaults,
+    };
+    let config = Config::load(&cli.common, serve)?;
+    telemetry::init(config.log);
+    rayon::ThreadPoolBuilder::new().num_threads(config.threads.get()).build_global()?;
+    match cli.command {
+        Command::Serve(args) => serve::run(&args, &config),
+        Command::Classify(args) => classify::run(args, &config),
+        Command::Score(args) => score::run(args, &config),
+        Command::Check(args) => check::run(args),
+        Command::Train(args) => train::run(args, &config),
+        Command::Evaluate(args) => evaluate::run(args, &config),
+        Command::Encode(args) => encode::run(args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "triage", &mut std::io::stdout());
+            Ok(())
         }
     }
 }

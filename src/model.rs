@@ -1,5 +1,6 @@
 //! Token ids to logits to probabilities. With `training`, the only importer of candle.
 
+pub mod base;
 pub mod bundle;
 pub mod calibration;
 pub mod config;
@@ -8,4 +9,5 @@ pub mod network;
 pub mod transformer;
 pub mod weights;
 
+pub use base::Base;
 pub use bundle::{Bundle, BundleError};

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::corpus::{self, CorpusSize};
 use crate::pipeline::segmenter;
+use crate::rows;
 use crate::text::Encoder;
 use crate::text::vocabulary::{VocabularyLimits, WordCounts, tokenizer_from};
 
@@ -74,7 +75,7 @@ pub fn run(args: EncodeArgs) -> anyhow::Result<()> {
             let mut counts = WordCounts::default();
             let mut size = CorpusSize::default();
             for path in &corpus {
-                let mut input = corpus::open(path).with_context(|| path.display().to_string())?;
+                let mut input = rows::open(path).with_context(|| path.display().to_string())?;
                 let before = size.documents;
                 let (part, part_size) = corpus::count_words(&mut input, &segmenter, |n| {
                     bar.set_position(before + n);
@@ -107,7 +108,7 @@ pub fn run(args: EncodeArgs) -> anyhow::Result<()> {
             let mut writer = BufWriter::new(file);
             let mut size = CorpusSize::default();
             for path in &corpus {
-                let mut input = corpus::open(path).with_context(|| path.display().to_string())?;
+                let mut input = rows::open(path).with_context(|| path.display().to_string())?;
                 let before = size.documents;
                 let part = corpus::write_ids(&mut input, &segmenter, &encoder, &mut writer, |n| {
                     bar.set_position(before + n);

@@ -22,15 +22,16 @@ use crate::text::vocabulary::tokenizer_from;
 pub const FORMAT: u32 = 1;
 
 const MANIFEST: &str = "bundle.toml";
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
+pub(super) const CONFIG: &str = "config.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
 const METRICS: &str = "metrics.json";
 const CARD: &str = "README.md";
 /// Files whose digests the manifest holds.
 const DIGESTED: [&str; 4] = [CONFIG, TOKENIZER, WEIGHTS, METRICS];
 
 /// One model version in memory.
+#[derive(Clone)]
 pub struct Bundle {
     /// `bundle.toml`.
     pub manifest: Manifest,
@@ -363,11 +364,11 @@ pub fn sha256(bytes: &[u8]) -> String {
     out
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     fs::read(path).map_err(|source| BundleError::File { path: path.to_owned(), source })
 }
 
-fn content(path: &Path, reason: impl std::fmt::Display) -> BundleError {
+pub(super) fn content(path: &Path, reason: impl std::fmt::Display) -> BundleError {
     BundleError::Content { path: path.to_owned(), reason: reason.to_string() }
 }
 

@@ -1,7 +1,8 @@
 //! Encoder and heads as one: chunks of token ids in, logits of each text out.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 use candle_transformers::models::bert::Config;
+use rayon::prelude::*;
 
 use super::heads::{HeadLogits, HeadSizes, Heads, TextLogits};
 use super::transformer::{Mode, PaddedRows, Transformer};
@@ -68,15 +69,24 @@ impl Network {
             grounds: vec![0.0; self.sizes.n_grounds],
         };
         let mut out = vec![empty; texts.len()];
+        let mut groups = Vec::new();
         let mut rest = rows.as_slice();
         while !rest.is_empty() {
             let (group, others) = rest.split_at(group_len(rest.iter().map(|(_, ids)| ids.len())));
+            groups.push(group);
             rest = others;
-            let ids: Vec<&[u32]> = group.iter().map(|&(_, ids)| ids).collect();
-            let logits = self.forward(&ids, &Mode::Eval)?;
-            let [kind, level, grounds] =
-                [logits.kind, logits.level, logits.grounds].map(|it: Tensor| it.to_vec2::<f32>());
-            let parts = kind?.into_iter().zip(level?).zip(grounds?);
+        }
+        // A group a core: most of the work between the matrix products knows one thread only.
+        let computed = groups
+            .par_iter()
+            .map(|group| {
+                let ids: Vec<&[u32]> = group.iter().map(|&(_, ids)| ids).collect();
+                let logits = self.forward(&ids, &Mode::Eval)?;
+                Ok([logits.kind.to_vec2()?, logits.level.to_vec2()?, logits.grounds.to_vec2()?])
+            })
+            .collect::<Result<Vec<[Vec<Vec<f32>>; 3]>>>()?;
+        for (group, [kind, level, grounds]) in groups.into_iter().zip(computed) {
+            let parts = kind.into_iter().zip(level).zip(grounds);
             for (&(text_idx, ids), ((kind, level), grounds)) in group.iter().zip(parts) {
                 let share = ids.len() as f32 / n_tokens[text_idx] as f32;
                 add(&mut out[text_idx].kind, &kind, share);

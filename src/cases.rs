@@ -1,0 +1,421 @@
+//! Files of labelled cases: every row becomes a [`LabelledCase`] or a [`Problem`] that names row,
+//! column, reason and fix. Knows no model.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::domain::author::is_author_field;
+use crate::domain::case::{CaseId, CaseText, LabelledCase};
+use crate::domain::taxonomy::Taxonomy;
+use crate::rows::{self, Format, Rows};
+
+/// Columns with a meaning, and after them columns that are allowed and not read.
+const COLUMNS: [&str; 16] = [
+    "id",
+    "text",
+    "label",
+    "alt",
+    "level",
+    "grounds",
+    "source",
+    "sure",
+    "annotators",
+    "stratum",
+    "register",
+    "hard",
+    "note",
+    "date",
+    "split",
+    "lang",
+];
+/// Fewest cases of a label that training can learn anything from.
+const MIN_CASES_PER_LABEL: usize = 10;
+
+/// How grave a [`Problem`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The row cannot be used.
+    Error,
+    /// The row can be used; look at it.
+    Warning,
+}
+
+/// What is wrong with a row. Never holds the row's text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Number of the row, from 1, the header not counted; 0 for the file as a whole.
+    pub row: u64,
+    /// Line the row begins on, from 1; 0 for the file as a whole.
+    pub line: u64,
+    /// The column, when one is to blame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    /// How grave.
+    pub severity: Severity,
+    /// Stable code.
+    pub code: &'static str,
+    /// What is wrong.
+    pub reason: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// The cases of one file.
+#[derive(Debug, Clone, Default)]
+pub struct Cases {
+    /// Rows that can be used, in order.
+    pub cases: Vec<LabelledCase>,
+    /// Everything that is wrong, in order of rows.
+    pub problems: Vec<Problem>,
+    /// Rows of the file, usable or not.
+    pub n_rows: u64,
+}
+
+impl Cases {
+    /// Number of problems that make a row useless.
+    pub fn n_errors(&self) -> usize {
+        self.problems.iter().filter(|it| it.severity == Severity::Error).count()
+    }
+}
+
+/// Reads the labelled cases of `path` (`.jsonl` or `.csv`, plain or `.xz`); labels, levels and grounds
+/// are those of `taxonomy`.
+///
+/// # Errors
+/// When the file as a whole cannot be read; a bad row is a [`Problem`] instead.
+pub fn read(path: &Path, taxonomy: &Taxonomy) -> io::Result<Cases> {
+    let format = rows::format_of(path).ok_or_else(|| {
+        let reason = "the name must end in .jsonl or .csv, or one of these and .xz";
+        io::Error::new(io::ErrorKind::InvalidInput, reason)
+    })?;
+    read_from(rows::open(path)?, format, taxonomy)
+}
+
+fn read_from(source: impl io::Read, format: Format, taxonomy: &Taxonomy) -> io::Result<Cases> {
+    let rows = Rows::new(source, format)?;
+    let mut reader = Reader { taxonomy, out: Cases::default(), row: 0, line: 0 };
+    let mut by_text: HashMap<String, (u64, String)> = HashMap::new();
+    let mut by_id: HashMap<String, u64> = HashMap::new();
+    if let Some(header) = rows.header() {
+        reader.header(header);
+    }
+    for row in rows {
+        let row = row?;
+        (reader.row, reader.line) = (row.row, row.line);
+        reader.out.n_rows = row.row;
+        let case = match row.fields() {
+            Ok(fields) => reader.case(fields),
+            Err(fault) => {
+                reader.error(None, fault.code, fault.reason, fault.fix);
+                None
+            }
+        };
+        let Some(case) = case else { continue };
+        if let Some(first) = by_id.insert(case.id.as_str().to_owned(), row.row) {
+            reader.error(
+                Some("id"),
+                "duplicate_id",
+                format!("row {first} has the same id"),
+                "give each case its own id",
+            );
+            continue;
+        }
+        match by_text.get(case.text.as_str()) {
+            Some((first, label)) if *label == case.label => reader.warn(
+                Some("text"),
+                "duplicate_text",
+                format!("row {first} has the same text and label"),
+                "keep one of them",
+            ),
+            Some((first, label)) => reader.warn(
+                Some("label"),
+                "conflicting_labels",
+                format!("row {first} has the same text and the label `{label}`"),
+                "decide for one label, or give the other as `alt`",
+            ),
+            None => {
+                by_text.insert(case.text.as_str().to_owned(), (row.row, case.label.clone()));
+            }
+        }
+        reader.out.cases.push(case);
+    }
+    reader.counts();
+    Ok(reader.out)
+}
+
+struct Reader<'a> {
+    taxonomy: &'a Taxonomy,
+    out: Cases,
+    row: u64,
+    line: u64,
+}
+
+impl Reader<'_> {
+    fn header(&mut self, header: &[String]) {
+        for column in ["text", "label"] {
+            if !header.iter().any(|it| it == column) {
+                self.error(
+                    Some(column),
+                    "missing_column",
+                    format!("the header has no column `{column}`"),
+                    "name the column so in the first row",
+                );
+            }
+        }
+    }
+
+    fn case(&mut self, fields: Map<String, Value>) -> Option<LabelledCase> {
+        let n_errors = self.out.n_errors();
+        for name in fields.keys() {
+            if is_author_field(name) {
+                self.error(
+                    Some(name),
+                    "author_field",
+                    format!("`{name}` tells who wrote the text; triage is author-blind"),
+                    "remove the column",
+                );
+            } else if !COLUMNS.contains(&name.as_str()) {
+                self.warn(
+                    Some(name),
+                    "unknown_column",
+                    format!("`{name}` has no meaning here and is not read"),
+                    "remove the column, or give it its right name",
+                );
+            }
+        }
+        let text = match CaseText::parse(self.string(&fields, "text").unwrap_or_default()) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                self.error(Some("text"), "invalid_text", error.to_string(), "see the reason");
+                None
+            }
+        };
+        let id = self.string(&fields, "id").unwrap_or_else(|| format!("row-{}", self.row));
+        let id = CaseId::parse(id)
+            .map_err(|it| self.error(Some("id"), "invalid_id", it.to_string(), "see the reason"))
+            .ok();
+        let label = self.code(&fields, "label", true);
+        let alt = self.code(&fields, "alt", false);
+        let level = self.level(&fields);
+        let grounds = self.grounds(&fields);
+        if self.out.n_errors() > n_errors {
+            return None;
+        }
+        if level.is_some_and(|it| it >= 2) && grounds.as_ref().is_some_and(Vec::is_empty) {
+            self.warn(
+                Some("grounds"),
+                "level_without_grounds",
+                "level 2 or 3 needs at least one ground".into(),
+                "name a ground, or lower the level",
+            );
+        }
+        let source = self.string(&fields, "source");
+        Some(LabelledCase { id: id?, text: text?, label: label?, alt, level, grounds, source })
+    }
+
+    /// The field as a string; blank counts as absent, a number as its digits.
+    fn string(&mut self, fields: &Map<String, Value>, name: &str) -> Option<String> {
+        match fields.get(name)? {
+            Value::Null => None,
+            Value::String(it) if it.trim().is_empty() => None,
+            Value::String(it) => Some(it.clone()),
+            Value::Number(it) => Some(it.to_string()),
+            _ => {
+                self.error(
+                    Some(name),
+                    "wrong_type",
+                    format!("`{name}` is no string"),
+                    "write a string",
+                );
+                None
+            }
+        }
+    }
+
+    fn code(&mut self, fields: &Map<String, Value>, name: &str, is_needed: bool) -> Option<String> {
+        let Some(value) = self.string(fields, name) else {
+            if is_needed {
+                let codes = self.type_codes();
+                self.error(
+                    Some(name),
+                    "missing_label",
+                    "no label".into(),
+                    &format!("write {codes}"),
+                );
+            }
+            return None;
+        };
+        // An analyst may write 问题类 as well as problem.
+        let types = &self.taxonomy.types;
+        let found = types.iter().find(|it| it.code == value.trim() || it.zh == value.trim());
+        if found.is_none() {
+            let codes = self.type_codes();
+            self.error(
+                Some(name),
+                "unknown_label",
+                format!("`{}` is no type", shorten(&value)),
+                &format!("write {codes}"),
+            );
+        }
+        found.map(|it| it.code.clone())
+    }
+
+    fn type_codes(&self) -> String {
+        let codes: Vec<&str> = self.taxonomy.type_codes().codes().collect();
+        format!("one of {}", codes.join(", "))
+    }
+
+    fn level(&mut self, fields: &Map<String, Value>) -> Option<u8> {
+        let value = self.string(fields, "level")?;
+        let top = self.taxonomy.levels.len() - 1;
+        let level = value.trim().parse().ok().filter(|it| usize::from(*it) <= top);
+        if level.is_none() {
+            self.error(
+                Some("level"),
+                "invalid_level",
+                format!("`{}` is no level", shorten(&value)),
+                &format!("write a whole number from 0 to {top}, or leave it empty"),
+            );
+        }
+        level
+    }
+
+    /// An array, or a string with codes between spaces, commas or semicolons.
+    fn grounds(&mut self, fields: &Map<String, Value>) -> Option<Vec<String>> {
+        let codes: Vec<String> = match fields.get("grounds")? {
+            Value::Null => return None,
+            Value::Array(items) => {
+                items.iter().map(|it| it.as_str().unwrap_or_default().to_owned()).collect()
+            }
+            Value::String(text) => text
+                .split([' ', ',', ';', '|', '，', '；', '、'])
+                .filter(|it| !it.is_empty())
+                .map(str::to_owned)
+                .collect(),
+            _ => vec![String::new()],
+        };
+        let known = self.taxonomy.ground_codes();
+        if let Some(code) = codes.iter().find(|it| known.index_of(it).is_none()) {
+            let reason = format!("`{}` is no ground", shorten(code));
+            let fix = format!("use {}", known.codes().collect::<Vec<_>>().join(", "));
+            self.error(Some("grounds"), "unknown_ground", reason, &fix);
+            return None;
+        }
+        Some(codes)
+    }
+
+    fn counts(&mut self) {
+        (self.row, self.line) = (0, 0);
+        let codes: Vec<String> = self.taxonomy.type_codes().codes().map(str::to_owned).collect();
+        for code in codes {
+            let n = self.out.cases.iter().filter(|it| it.label == code).count();
+            if n < MIN_CASES_PER_LABEL {
+                self.warn(
+                    Some("label"),
+                    "few_cases",
+                    format!("`{code}` has {n} cases; training needs {MIN_CASES_PER_LABEL}"),
+                    "label more of them",
+                );
+            }
+        }
+    }
+
+    fn error(&mut self, column: Option<&str>, code: &'static str, reason: String, fix: &str) {
+        self.push(Severity::Error, column, code, reason, fix);
+    }
+
+    fn warn(&mut self, column: Option<&str>, code: &'static str, reason: String, fix: &str) {
+        self.push(Severity::Warning, column, code, reason, fix);
+    }
+
+    fn push(
+        &mut self,
+        severity: Severity,
+        column: Option<&str>,
+        code: &'static str,
+        reason: String,
+        fix: &str,
+    ) {
+        self.out.problems.push(Problem {
+            row: self.row,
+            line: self.line,
+            column: column.map(str::to_owned),
+            severity,
+            code,
+            reason,
+            fix: fix.to_owned(),
+        });
+    }
+}
+
+/// A label cell that holds a whole text must not be repeated in a message.
+fn shorten(value: &str) -> String {
+    const MOST: usize = 24;
+    let mut short: String = value.chars().take(MOST).collect();
+    if value.chars().nth(MOST).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codes(format: Format, text: &str) -> (Vec<String>, Vec<(u64, &'static str)>) {
+        let cases = read_from(text.as_bytes(), format, &Taxonomy::embedded()).unwrap();
+        let labels = cases.cases.iter().map(|it| it.label.clone()).collect();
+        let problems =
+            cases.problems.iter().filter(|it| it.row > 0).map(|it| (it.row, it.code)).collect();
+        (labels, problems)
+    }
+
+    #[test]
+    fn every_bad_row_is_named_and_harms_no_other() {
+        let rows = [
+            r#"{"id":"a","text":"停水三天","label":"problem","level":1,"grounds":[]}"#,
+            r#"{"id":"b","text":"x","label":"problme"}"#,
+            r#"{"id":"c","text":" ","label":"none"}"#,
+            r#"{"id":"a","text":"y","label":"none"}"#,
+            r#"{"id":"e","text":"y","label":"none","nickname":"z"}"#,
+            r#"{"id":"f","text":"y","label":"none","level":9}"#,
+            r#"{"id":"g","text":"y","label":"none","grounds":["lief"]}"#,
+            r#"{"id":"h","text":"停水三天","label":"意见建议类","colour":1}"#,
+            "{",
+            r#"{"text":"only a text","label":"emergency","level":3,"grounds":[]}"#,
+        ];
+        let (labels, problems) = codes(Format::Jsonl, &rows.join("\n"));
+        assert_eq!(labels, ["problem", "suggestion", "emergency"]);
+        assert_eq!(
+            problems,
+            [
+                (2, "unknown_label"),
+                (3, "invalid_text"),
+                (4, "duplicate_id"),
+                (5, "author_field"),
+                (6, "invalid_level"),
+                (7, "unknown_ground"),
+                (8, "unknown_column"),
+                (8, "conflicting_labels"),
+                (9, "invalid_json"),
+                (10, "level_without_grounds"),
+            ]
+        );
+    }
+
+    #[test]
+    fn csv_has_the_same_meaning() {
+        let csv = "text,label,level,grounds\n着火了,突发事件类,3,life wide\n谢谢,none,,\n";
+        let (labels, problems) = codes(Format::Csv, csv);
+        assert_eq!((labels.len(), problems.len()), (2, 0));
+        let missing =
+            read_from(&b"id,body\n1,x\n"[..], Format::Csv, &Taxonomy::embedded()).unwrap();
+        let n_missing = missing.problems.iter().filter(|it| it.code == "missing_column").count();
+        assert_eq!(n_missing, 2);
+    }
+}

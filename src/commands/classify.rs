@@ -1,0 +1,90 @@
+//! `triage classify`: one text, from the command line or standard input.
+
+use std::io::{Read, Write};
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::config::Config;
+use crate::domain::case::{CaseText, MAX_TEXT_CHARS};
+use crate::pipeline::Pipeline;
+use crate::reply::{ClassifiedItem, Include, reply};
+
+/// Arguments of `triage classify`.
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    /// 要分类的文本；不给出则读标准输入
+    text: Option<String>,
+    /// 输出 JSON（与 HTTP 接口同形）
+    #[arg(long)]
+    json: bool,
+    /// JSON 中附带未校准的分数
+    #[arg(long, requires = "json")]
+    logits: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the model cannot be loaded, or the text cannot be classified.
+pub fn run(args: ClassifyArgs, config: &Config) -> anyhow::Result<()> {
+    let text = match args.text {
+        Some(text) => text,
+        None => {
+            let mut bytes = Vec::new();
+            // Four bytes a character at most; one more tells that there is more.
+            let most = 4 * MAX_TEXT_CHARS as u64 + 1;
+            std::io::stdin().lock().take(most).read_to_end(&mut bytes)?;
+            String::from_utf8(bytes).ok().context("standard input is not UTF-8 text")?
+        }
+    };
+    let text = CaseText::parse(text)?;
+    let pipeline = Pipeline::load(&config.model, config.user_dict.as_deref())?;
+    let prepared = pipeline.prepare(&text)?;
+    let prediction = pipeline.predict(&[&prepared])?.pop().context("the model gave no result")?;
+    let include = Include { logits: args.logits, ..Include::default() };
+    let item = reply(&pipeline, "text", &prepared.report, &prediction, include);
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&item)?)?;
+    } else {
+        write!(out, "{}", for_people(&item, &pipeline))?;
+    }
+    Ok(())
+}
+
+fn for_people(item: &ClassifiedItem<'_>, pipeline: &Pipeline) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let taxonomy = pipeline.taxonomy();
+    let zh = |code: &str| {
+        let grounds = taxonomy.grounds.iter().find(|it| it.code == code).map(|it| it.zh.clone());
+        grounds.or_else(|| taxonomy.incident_type(code).map(|it| it.zh.clone()))
+    };
+    let name = |code: &str| zh(code).unwrap_or_else(|| code.to_owned());
+    let decision = match item.decision {
+        "route" => "可直接分派",
+        "review" => "须人工先看",
+        _ => "模型不作判断，须人工看",
+    };
+    let top = &item.incident_type;
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "类型    {}（{}，概率 {:.2}）", top.zh, top.code, top.probability);
+    let others: Vec<String> = item.prediction_set.iter().map(|it| name(it)).collect();
+    let _ = writeln!(out, "可能    {}", others.join("、"));
+    let sensitivity = &item.sensitivity;
+    let grounds: Vec<String> = sensitivity.grounds.iter().map(|it| name(it.code)).collect();
+    let grounds = if grounds.is_empty() { "无".into() } else { grounds.join("、") };
+    let _ = writeln!(
+        out,
+        "敏感度  {} 级 {}（{:.2}），依据：{grounds}",
+        sensitivity.level, sensitivity.zh, sensitivity.score
+    );
+    let _ = writeln!(out, "建议    {decision} {}", item.review.reasons.join(" "));
+    let _ = writeln!(out, "原则    {}", item.handling.principle);
+    for (idx, step) in item.handling.steps.iter().enumerate() {
+        let _ = writeln!(out, "  {}. {step}", idx + 1);
+    }
+    let _ = writeln!(out, "以上为机器建议，由人决定。");
+    out
+}

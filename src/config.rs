@@ -1,0 +1,558 @@
+//! Settings: what the operator typed (flags, `TRIAGE_*` variables, one TOML file) made into a
+//! checked, typed [`Config`]. The only reader of the environment.
+//!
+//! A flag wins over the environment, the environment over the file, the file over the default.
+//! What belongs to a trained version (labels, chunk length, temperatures) is in its bundle, not here.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The settings file looked for in the current directory when none is named.
+pub const DEFAULT_FILE: &str = "triage.toml";
+/// The bundle used when none is named.
+pub const DEFAULT_MODEL: &str = "models/triage-base";
+/// Every environment variable of ours starts so.
+pub const ENV_PREFIX: &str = "TRIAGE_";
+
+/// Settings of every command, as typed.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct CommonArgs {
+    /// Settings file (TOML); by default ./triage.toml when it exists
+    #[arg(long, global = true, env = "TRIAGE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Model bundle directory, looked for from the current directory, then beside the executable
+    /// [default: models/triage-base]
+    #[arg(long, global = true, env = "TRIAGE_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Extra jieba dictionary for local names: one `word [frequency [tag]]` a line
+    #[arg(long, global = true, env = "TRIAGE_USER_DICT", value_name = "FILE")]
+    pub user_dict: Option<PathBuf>,
+    /// Threads that compute [default: one a core]
+    #[arg(long, global = true, env = "TRIAGE_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Form of the log on stderr [default: text]
+    #[arg(long, global = true, env = "TRIAGE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Least grave log lines shown [default: info]
+    #[arg(long, global = true, env = "TRIAGE_LOG_LEVEL", value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+}
+
+/// Settings of `serve`, as typed.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServeSettings {
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "TRIAGE_HOST", value_name = "ADDRESS", value_parser = parse_host)]
+    pub host: Option<IpAddr>,
+    /// Port to listen on, 0 for a free one [default: 8080]
+    #[arg(long, env = "TRIAGE_PORT", value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Allow an address that other machines can reach; there is no login yet [default: false]
+    #[arg(long, env = "TRIAGE_ALLOW_REMOTE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub allow_remote: Option<bool>,
+    /// Largest request body in bytes [default: 4194304]
+    #[arg(long, env = "TRIAGE_MAX_BODY_BYTES", value_name = "BYTES")]
+    pub max_body_bytes: Option<usize>,
+    /// Most items in one request [default: 256]
+    #[arg(long, env = "TRIAGE_MAX_ITEMS", value_name = "N")]
+    pub max_items: Option<usize>,
+    /// Most items waiting for the model; more are answered 503 [default: 4096]
+    #[arg(long, env = "TRIAGE_MAX_WAITING_ITEMS", value_name = "N")]
+    pub max_waiting_items: Option<usize>,
+    /// Most tokens in one forward pass [default: 4096]
+    #[arg(long, env = "TRIAGE_MAX_BATCH_TOKENS", value_name = "N")]
+    pub max_batch_tokens: Option<usize>,
+    /// Longest time a stopping server finishes what it took, in seconds [default: 30]
+    #[arg(long, env = "TRIAGE_DRAIN_SECONDS", value_name = "SECONDS")]
+    pub drain_seconds: Option<u64>,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Least grave log lines shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what failed.
+    Error,
+    /// And what looks wrong.
+    Warn,
+    /// And what happens once in a while.
+    #[default]
+    Info,
+    /// And every request.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// The checked settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Bundle directory; found, unless it exists nowhere.
+    pub model: PathBuf,
+    /// Extra jieba dictionary.
+    pub user_dict: Option<PathBuf>,
+    /// Threads that compute.
+    pub threads: NonZeroUsize,
+    /// The service.
+    pub serve: ServeConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Settings of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServeConfig {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Listening beyond this machine is wanted.
+    pub allow_remote: bool,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Most items in one request.
+    pub max_items: usize,
+    /// Most items waiting for the model.
+    pub max_waiting_items: usize,
+    /// Most tokens in one forward pass.
+    pub max_batch_tokens: usize,
+    /// Longest time a stopping server finishes what it took, in seconds.
+    pub drain_seconds: u64,
+}
+
+/// Settings of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Form.
+    pub format: LogFormat,
+    /// Least grave lines shown.
+    pub level: LogLevel,
+}
+
+/// The settings file; also what `--print-config` shows.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_dict: Option<PathBuf>,
+    threads: Option<usize>,
+    serve: FileServe,
+    log: FileLog,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileServe {
+    host: Option<String>,
+    port: Option<u16>,
+    allow_remote: Option<bool>,
+    max_body_bytes: Option<usize>,
+    max_items: Option<usize>,
+    max_waiting_items: Option<usize>,
+    max_batch_tokens: Option<usize>,
+    drain_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileLog {
+    format: Option<LogFormat>,
+    level: Option<LogLevel>,
+}
+
+/// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
+const KEYS: [&str; 13] = [
+    "model",
+    "user_dict",
+    "threads",
+    "serve.host",
+    "serve.port",
+    "serve.allow_remote",
+    "serve.max_body_bytes",
+    "serve.max_items",
+    "serve.max_waiting_items",
+    "serve.max_batch_tokens",
+    "serve.drain_seconds",
+    "log.format",
+    "log.level",
+];
+
+impl Config {
+    /// The settings in force. `serve` is the default for commands that do not serve.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a file that cannot be read, an unknown key, or a value out of range.
+    pub fn load(common: &CommonArgs, serve: &ServeSettings) -> Result<Self, ConfigError> {
+        let named = common.config.as_deref();
+        let default = Path::new(DEFAULT_FILE);
+        let file = match named.or_else(|| default.is_file().then_some(default)) {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        Self::merge(common, serve, file)
+    }
+
+    /// Settings for tests: the defaults, a free port.
+    pub fn for_tests() -> Self {
+        let serve = ServeSettings { port: Some(0), ..ServeSettings::default() };
+        Self::merge(&CommonArgs::default(), &serve, File::default())
+            .expect("the defaults are valid")
+    }
+
+    fn merge(common: &CommonArgs, serve: &ServeSettings, file: File) -> Result<Self, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads =
+            in_range("threads", common.threads.or(file.threads).unwrap_or(cores), 1..=1024)?;
+        let host = match (serve.host, &file.serve.host) {
+            (Some(host), _) => host,
+            (None, Some(host)) => parse_host(host)
+                .map_err(|reason| ConfigError::Value { key: "serve.host", reason })?,
+            (None, None) => Ipv4Addr::LOCALHOST.into(),
+        };
+        let port = serve.port.or(file.serve.port).unwrap_or(8080);
+        let allow_remote = serve.allow_remote.or(file.serve.allow_remote).unwrap_or(false);
+        if !host.is_loopback() && !allow_remote {
+            return Err(ConfigError::Remote { host });
+        }
+        let number = |key, flag: Option<usize>, file: Option<usize>, default, range| {
+            in_range(key, flag.or(file).unwrap_or(default), range)
+        };
+        let max_items =
+            number("serve.max_items", serve.max_items, file.serve.max_items, 256, 1..=65_536)?;
+        let max_waiting_items = number(
+            "serve.max_waiting_items",
+            serve.max_waiting_items,
+            file.serve.max_waiting_items,
+            4096,
+            1..=1 << 20,
+        )?;
+        if max_waiting_items < max_items {
+            return Err(ConfigError::Waiting { max_items, max_waiting_items });
+        }
+        Ok(Self {
+            model: locate(
+                common.model.clone().or(file.model).unwrap_or_else(|| DEFAULT_MODEL.into()),
+            ),
+            user_dict: common.user_dict.clone().or(file.user_dict),
+            threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+            serve: ServeConfig {
+                address: SocketAddr::new(host, port),
+                allow_remote,
+                max_body_bytes: number(
+                    "serve.max_body_bytes",
+                    serve.max_body_bytes,
+                    file.serve.max_body_bytes,
+                    4 << 20,
+                    1024..=256 << 20,
+                )?,
+                max_items,
+                max_waiting_items,
+                max_batch_tokens: number(
+                    "serve.max_batch_tokens",
+                    serve.max_batch_tokens,
+                    file.serve.max_batch_tokens,
+                    4096,
+                    64..=1 << 20,
+                )?,
+                drain_seconds: in_range(
+                    "serve.drain_seconds",
+                    serve.drain_seconds.or(file.serve.drain_seconds).unwrap_or(30),
+                    0..=3600,
+                )?,
+            },
+            log: LogConfig {
+                format: common.log_format.or(file.log.format).unwrap_or_default(),
+                level: common.log_level.or(file.log.level).unwrap_or_default(),
+            },
+        })
+    }
+
+    /// The settings in force, as a settings file.
+    pub fn to_toml(&self) -> String {
+        let serve = &self.serve;
+        let file = File {
+            model: Some(self.model.clone()),
+            user_dict: self.user_dict.clone(),
+            threads: Some(self.threads.get()),
+            serve: FileServe {
+                host: Some(serve.address.ip().to_string()),
+                port: Some(serve.address.port()),
+                allow_remote: Some(serve.allow_remote),
+                max_body_bytes: Some(serve.max_body_bytes),
+                max_items: Some(serve.max_items),
+                max_waiting_items: Some(serve.max_waiting_items),
+                max_batch_tokens: Some(serve.max_batch_tokens),
+                drain_seconds: Some(serve.drain_seconds),
+            },
+            log: FileLog { format: Some(self.log.format), level: Some(self.log.level) },
+        };
+        toml::to_string(&file).expect("numbers, names and paths are TOML")
+    }
+}
+
+/// # Errors
+/// [`ConfigError::UnknownEnv`] for a variable that starts with [`ENV_PREFIX`] and that no flag of
+/// `command` or of its subcommands reads.
+pub fn check_environment(command: &clap::Command) -> Result<(), ConfigError> {
+    check_names(command, std::env::vars_os().map(|(name, _)| name))
+}
+
+fn check_names(
+    command: &clap::Command,
+    names: impl Iterator<Item = OsString>,
+) -> Result<(), ConfigError> {
+    let known: Vec<String> = std::iter::once(command)
+        .chain(command.get_subcommands())
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|it| Some(it.get_env()?.to_string_lossy().into_owned()))
+        .collect();
+    for name in names {
+        let name = name.to_string_lossy();
+        if name.starts_with(ENV_PREFIX) && !known.iter().any(|it| *it == name) {
+            let hint = hint(&name, known.iter().map(String::as_str));
+            return Err(ConfigError::UnknownEnv { name: name.into_owned(), hint });
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    let invalid = |source| ConfigError::Toml { path: path.into(), source: Box::new(source) };
+    let table: toml::Table = text.parse().map_err(invalid)?;
+    for (section, value) in &table {
+        let keys: Vec<String> = match value {
+            toml::Value::Table(inner) if !KEYS.contains(&section.as_str()) => {
+                inner.keys().map(|it| format!("{section}.{it}")).collect()
+            }
+            _ => vec![section.clone()],
+        };
+        for key in keys {
+            // `serve = 1` is left to serde, which names the type it wants.
+            let is_section = KEYS.iter().any(|it| it.starts_with(&format!("{key}.")));
+            if !is_section && !KEYS.contains(&key.as_str()) {
+                let hint = hint(&key, KEYS);
+                return Err(ConfigError::UnknownKey { key, path: path.into(), hint });
+            }
+        }
+    }
+    toml::from_str(&text).map_err(invalid)
+}
+
+/// `; did you mean …?` with the known name nearest to `name`, or nothing when none is near.
+fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    // Also without the section: `port = 1` at the top is a likely slip for `serve.port`.
+    let score = |it: &str| {
+        let last = it.rsplit('.').next().unwrap_or(it);
+        strsim::jaro_winkler(name, it).max(strsim::jaro_winkler(name, last))
+    };
+    known
+        .into_iter()
+        .map(|it| (score(it), it))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|it| it.0 > 0.75)
+        .map(|it| format!("; did you mean `{}`?", it.1))
+        .unwrap_or_default()
+}
+
+fn parse_host(host: &str) -> Result<IpAddr, String> {
+    if host == "localhost" {
+        return Ok(Ipv4Addr::LOCALHOST.into());
+    }
+    host.parse().map_err(|_| format!("`{host}` is no IP address; write one, such as 127.0.0.1"))
+}
+
+fn in_range<T>(key: &'static str, actual: T, range: RangeInclusive<T>) -> Result<T, ConfigError>
+where
+    T: PartialOrd + Copy + std::fmt::Display,
+{
+    if range.contains(&actual) {
+        return Ok(actual);
+    }
+    Err(ConfigError::Range {
+        key,
+        actual: actual.to_string(),
+        low: range.start().to_string(),
+        high: range.end().to_string(),
+    })
+}
+
+/// `path` from the current directory, else from the executable's directory or one of the two above
+/// (a binary of `cargo build` lies in `target/release`), else as it was given.
+fn locate(path: PathBuf) -> PathBuf {
+    if path.exists() {
+        return path;
+    }
+    let executable = std::env::current_exe().unwrap_or_default();
+    let mut found = executable.ancestors().skip(1).take(3).map(|it| it.join(&path));
+    found.find(|it| it.exists()).unwrap_or(path)
+}
+
+/// Why the settings are wrong.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The settings file cannot be read.
+    #[error("settings file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The settings file is not TOML of the right shape.
+    #[error("settings file {}: {source}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: Box<toml::de::Error>,
+    },
+    /// A key that is no setting.
+    #[error("unknown setting `{key}` in {}{hint}", path.display())]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// The nearest right one.
+        hint: String,
+    },
+    /// A variable that is no setting.
+    #[error("unknown environment variable `{name}`{hint}")]
+    UnknownEnv {
+        /// The variable.
+        name: String,
+        /// The nearest right one.
+        hint: String,
+    },
+    /// A number out of range.
+    #[error("`{key}` is {actual}, it must lie between {low} and {high}")]
+    Range {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        actual: String,
+        /// The least value allowed.
+        low: String,
+        /// The greatest value allowed.
+        high: String,
+    },
+    /// A value that cannot be understood.
+    #[error("`{key}`: {reason}")]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A queue that one allowed request overfills.
+    #[error(
+        "`serve.max_waiting_items` is {max_waiting_items}, less than `serve.max_items` ({max_items}): \
+         a request of allowed size could never be taken; raise the first or lower the second"
+    )]
+    Waiting {
+        /// Most items in one request.
+        max_items: usize,
+        /// Most items waiting.
+        max_waiting_items: usize,
+    },
+    /// Listening beyond this machine without saying so.
+    #[error(
+        "`serve.host` {host} can be reached from other machines and there is no login yet; \
+         give --allow-remote if that is wanted, or use 127.0.0.1"
+    )]
+    Remote {
+        /// The address.
+        host: IpAddr,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(toml: &str) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("triage.toml");
+        std::fs::write(&path, toml).unwrap();
+        let common = CommonArgs { config: Some(path), ..CommonArgs::default() };
+        Config::load(&common, &ServeSettings::default())
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let toml = File { threads: Some(3), ..File::default() };
+        let flag = CommonArgs { threads: Some(2), ..CommonArgs::default() };
+        let serve = ServeSettings::default();
+        let threads = |common: &CommonArgs| {
+            Config::merge(common, &serve, toml.clone()).unwrap().threads.get()
+        };
+        assert_eq!((threads(&flag), threads(&CommonArgs::default())), (2, 3));
+    }
+
+    #[test]
+    fn wrong_settings_name_the_right_one() {
+        let cases = [
+            ("[serve]\nprot = 1", "did you mean `serve.port`?"),
+            ("port = 1", "did you mean `serve.port`?"),
+            ("modle = 'x'", "did you mean `model`?"),
+            ("[sevre]\nport = 1", "did you mean `serve.port`?"),
+            ("[log]\nlevl = 'info'", "did you mean `log.level`?"),
+            ("[serve]\nport = 99999", "port = 99999"),
+            ("threads = 0", "`threads` is 0, it must lie between 1 and 1024"),
+            ("[serve]\nmax_body_bytes = 10", "between 1024 and 268435456"),
+            ("[serve]\nmax_items = 9000", "raise the first or lower the second"),
+            ("[serve]\nhost = '0.0.0.0'", "--allow-remote"),
+            ("[serve]\nhost = 'here'", "no IP address"),
+            ("[log]\nformat = 'xml'", "unknown variant"),
+            ("serve = 1", "serve"),
+            ("zzzzqq = 1", "unknown setting `zzzzqq`"),
+        ];
+        for (toml, expected) in cases {
+            let message = file(toml).unwrap_err().to_string();
+            assert!(message.contains(expected), "{toml}: {message}");
+        }
+    }
+
+    #[test]
+    fn printed_settings_can_be_read_back() {
+        let config = Config::for_tests();
+        assert_eq!(file(&config.to_toml()).unwrap(), config);
+        let all: toml::Table = config.to_toml().parse().unwrap();
+        for key in KEYS.iter().filter(|it| **it != "user_dict") {
+            let root = toml::Value::Table(all.clone());
+            let found = key.split('.').try_fold(root, |value, part| value.get(part).cloned());
+            assert!(found.is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn unknown_variables_are_named() {
+        let command = <CommonArgs as Args>::augment_args(clap::Command::new("triage"));
+        let check = |name: &str| check_names(&command, std::iter::once(OsString::from(name)));
+        assert!(check("TRIAGE_MODEL").is_ok() && check("PATH").is_ok());
+        let message = check("TRIAGE_MODLE").unwrap_err().to_string();
+        assert!(message.contains("did you mean `TRIAGE_MODEL`?"), "{message}");
+    }
+}

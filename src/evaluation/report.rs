@@ -1,0 +1,218 @@
+//! The quality table of one model on one set of cases, with bootstrap intervals.
+//!
+//! Source of the intervals: Efron 1979, percentile bootstrap over cases.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use super::metrics;
+use crate::domain::label::LabelSet;
+
+const N_RESAMPLES: usize = 1000;
+const N_BINS: usize = 15;
+/// Types whose authors must not be called rumour-mongers.
+const PROTECTED: [&str; 3] = ["problem", "sensitive", "suggestion"];
+
+/// Truth and prediction of one case; numbers are columns of the label set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// True type.
+    pub label: usize,
+    /// Predicted type.
+    pub predicted: usize,
+    /// Probability of the predicted type.
+    pub confidence: f32,
+    /// Size of the prediction set and whether it holds the true type, when there is one.
+    pub set: Option<(usize, bool)>,
+    /// True and predicted level, when labelled.
+    pub levels: Option<(usize, usize)>,
+}
+
+/// A figure with its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// On the cases as they are.
+    pub value: f64,
+    /// 2.5th percentile over resamples.
+    pub low: f64,
+    /// 97.5th percentile over resamples.
+    pub high: f64,
+}
+
+/// Scores of one type.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TypeScores {
+    /// Code of the type.
+    pub code: String,
+    /// True cases.
+    pub support: usize,
+    /// Share of what was called so that is so.
+    pub precision: f64,
+    /// Share of what is so that was called so.
+    pub recall: f64,
+    /// Their harmonic mean.
+    pub f1: f64,
+}
+
+/// Everything that is said about a model's quality. Figures that the cases cannot give are `None`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Cases evaluated.
+    pub n_cases: usize,
+    /// Share of types predicted right.
+    pub accuracy: Option<Estimate>,
+    /// Mean F1 over the types.
+    pub macro_f1: Option<Estimate>,
+    /// Share of true emergencies that were called so.
+    pub emergency_recall: Option<Estimate>,
+    /// Share of true problem, sensitive and suggestion items called `disputed_claim`.
+    pub false_accusation_rate: Option<Estimate>,
+    /// Quadratic-weighted kappa of the level.
+    pub level_kappa: Option<Estimate>,
+    /// Expected calibration error of the type, 15 bins of equal mass.
+    pub type_ece: Option<Estimate>,
+    /// Share of prediction sets that hold the true type.
+    pub set_coverage: Option<f64>,
+    /// Mean number of types in a prediction set.
+    pub mean_set_size: Option<f64>,
+    /// Scores of each type.
+    pub types: Vec<TypeScores>,
+    /// Counts `[truth][predicted]`, in the order of `types`.
+    pub confusion: Vec<Vec<usize>>,
+}
+
+impl Report {
+    /// The report on `outcomes`, whose types are columns of `types`, with levels below `n_levels`.
+    pub fn new(outcomes: &[Outcome], types: &LabelSet, n_levels: usize) -> Self {
+        let emergency = types.index_of("emergency");
+        let disputed = types.index_of("disputed_claim");
+        let protected: Vec<usize> = PROTECTED.iter().filter_map(|it| types.index_of(it)).collect();
+        let columns = |sample: &[&Outcome]| -> (Vec<usize>, Vec<usize>) {
+            sample.iter().map(|it| (it.label, it.predicted)).unzip()
+        };
+        let accuracy = |sample: &[&Outcome]| {
+            let (truth, predicted) = columns(sample);
+            metrics::accuracy(&truth, &predicted)
+        };
+        let macro_f1 = |sample: &[&Outcome]| {
+            let (truth, predicted) = columns(sample);
+            metrics::macro_f1(&truth, &predicted, types.len())
+        };
+        let emergency_recall = |sample: &[&Outcome]| {
+            let (truth, predicted) = columns(sample);
+            let scores = metrics::label_scores(&truth, &predicted, types.len());
+            emergency.map(|it| scores[it]).filter(|it| it.support > 0).map(|it| it.recall)
+        };
+        let false_accusation = |sample: &[&Outcome]| {
+            let (truth, predicted) = columns(sample);
+            metrics::false_accusation_rate(&truth, &predicted, &protected, disputed?)
+        };
+        let kappa = |sample: &[&Outcome]| {
+            let (truth, predicted): (Vec<_>, Vec<_>) =
+                sample.iter().filter_map(|it| it.levels).unzip();
+            metrics::quadratic_weighted_kappa(&truth, &predicted, n_levels)
+        };
+        let ece = |sample: &[&Outcome]| {
+            let scored: Vec<(f32, bool)> =
+                sample.iter().map(|it| (it.confidence, it.label == it.predicted)).collect();
+            metrics::expected_calibration_error(&scored, N_BINS)
+        };
+        let all: Vec<&Outcome> = outcomes.iter().collect();
+        let (truth, predicted) = columns(&all);
+        let scores = metrics::label_scores(&truth, &predicted, types.len());
+        let sets: Vec<(usize, bool)> = outcomes.iter().filter_map(|it| it.set).collect();
+        let mean = |total: usize| (!sets.is_empty()).then(|| total as f64 / sets.len() as f64);
+        Self {
+            n_cases: outcomes.len(),
+            accuracy: estimate(&all, accuracy),
+            macro_f1: estimate(&all, macro_f1),
+            emergency_recall: estimate(&all, emergency_recall),
+            false_accusation_rate: estimate(&all, false_accusation),
+            level_kappa: estimate(&all, kappa),
+            type_ece: estimate(&all, ece),
+            set_coverage: mean(sets.iter().filter(|it| it.1).count()),
+            mean_set_size: mean(sets.iter().map(|it| it.0).sum()),
+            types: types
+                .codes()
+                .zip(&scores)
+                .map(|(code, it)| TypeScores {
+                    code: code.to_owned(),
+                    support: it.support,
+                    precision: it.precision,
+                    recall: it.recall,
+                    f1: it.f1,
+                })
+                .collect(),
+            confusion: metrics::confusion_matrix(&truth, &predicted, types.len()),
+        }
+    }
+
+    /// Name and value of every single figure, as gates name them.
+    pub fn figures(&self) -> [(&'static str, Option<Estimate>); 6] {
+        [
+            ("macro_f1", self.macro_f1),
+            ("accuracy", self.accuracy),
+            ("emergency_recall", self.emergency_recall),
+            ("false_accusation_rate", self.false_accusation_rate),
+            ("level_kappa", self.level_kappa),
+            ("type_ece", self.type_ece),
+        ]
+    }
+}
+
+fn estimate(all: &[&Outcome], figure: impl Fn(&[&Outcome]) -> Option<f64>) -> Option<Estimate> {
+    let value = figure(all)?;
+    // The same seed for every figure and model: their resamples are the same cases.
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut values: Vec<f64> = (0..N_RESAMPLES)
+        .filter_map(|_| {
+            let sample: Vec<&Outcome> =
+                all.iter().map(|_| all[rng.random_range(0..all.len())]).collect();
+            figure(&sample)
+        })
+        .collect();
+    values.sort_by(f64::total_cmp);
+    let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+    (!values.is_empty()).then(|| Estimate { value, low: at(0.025), high: at(0.975) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(label: usize, predicted: usize) -> Outcome {
+        Outcome {
+            label,
+            predicted,
+            confidence: 0.9,
+            set: Some((1, label == predicted)),
+            levels: Some((label.min(3), predicted.min(3))),
+        }
+    }
+
+    #[test]
+    fn figures_follow_from_the_outcomes_and_lie_in_their_intervals() {
+        let types = LabelSet::new(["problem", "emergency", "disputed_claim"]).unwrap();
+        let outcomes: Vec<Outcome> =
+            [(0, 0), (0, 2), (1, 1), (1, 0), (2, 2)].map(|(a, b)| outcome(a, b)).repeat(20);
+        let report = Report::new(&outcomes, &types, 4);
+        let value = |it: Option<Estimate>| it.unwrap().value;
+        assert!((value(report.accuracy) - 0.6).abs() < 1e-9);
+        assert!((value(report.emergency_recall) - 0.5).abs() < 1e-9);
+        assert!((value(report.false_accusation_rate) - 0.5).abs() < 1e-9);
+        assert_eq!(report.set_coverage, Some(0.6));
+        assert_eq!(report.confusion[0], [20, 0, 20]);
+        for (name, figure) in report.figures() {
+            let Estimate { value, low, high } = figure.unwrap();
+            assert!(low < high && low <= value && value <= high, "{name}: {low} {value} {high}");
+        }
+    }
+
+    #[test]
+    fn no_cases_give_no_figure() {
+        let types = LabelSet::new(["a", "b"]).unwrap();
+        let report = Report::new(&[], &types, 4);
+        assert!(report.figures().iter().all(|it| it.1.is_none()));
+    }
+}

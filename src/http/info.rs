@@ -1,0 +1,181 @@
+//! What the service says about itself: health, model, taxonomy, contract.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use utoipa::{OpenApi, ToSchema};
+
+use super::wire::Model;
+use super::{Service, classify, error};
+use crate::reply::Due;
+
+/// State of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`, or for readiness `ready`, `full` or `draining`.
+    pub status: &'static str,
+}
+
+/// The model in use.
+#[derive(Debug, serde::Serialize, ToSchema)]
+pub struct ModelReply<'a> {
+    /// Which it is.
+    #[serde(flatten)]
+    pub identity: Model<'a>,
+    /// How it was made: the bundle's manifest.
+    #[schema(value_type = Object)]
+    pub bundle: &'a Value,
+    /// How good it is, as measured when it was trained.
+    #[schema(value_type = Object)]
+    pub metrics: &'a Value,
+    /// Digest of the taxonomy and review policy in force.
+    pub policy_digest: &'a str,
+}
+
+/// What the labels mean.
+#[derive(Debug, serde::Serialize, ToSchema)]
+pub struct TaxonomyReply<'a> {
+    /// Incident types, in order.
+    pub types: Vec<TypeReply<'a>>,
+    /// Sensitivity levels from 0 up.
+    pub levels: Vec<LevelReply<'a>>,
+    /// Grounds for a level.
+    pub grounds: Vec<NamedReply<'a>>,
+    /// Digest of the taxonomy and review policy.
+    pub policy_digest: &'a str,
+}
+
+/// An incident type.
+#[derive(Debug, serde::Serialize, ToSchema)]
+pub struct TypeReply<'a> {
+    /// Stable code.
+    pub code: &'a str,
+    /// Chinese name.
+    pub zh: &'a str,
+    /// What belongs to it, in Chinese.
+    pub definition: &'a str,
+    /// How it is answered, in one Chinese sentence.
+    pub principle: &'a str,
+    /// What to do, in order, in Chinese.
+    pub steps: &'a [String],
+    /// Response clocks; advice.
+    pub due: Due,
+}
+
+/// A sensitivity level.
+#[derive(Debug, serde::Serialize, ToSchema)]
+pub struct LevelReply<'a> {
+    /// The level.
+    pub level: usize,
+    /// Chinese name.
+    pub zh: &'a str,
+}
+
+/// A code with its Chinese name.
+#[derive(Debug, serde::Serialize, ToSchema)]
+pub struct NamedReply<'a> {
+    /// Stable code.
+    pub code: &'a str,
+    /// Chinese name.
+    pub zh: &'a str,
+}
+
+/// The contract, generated from the types.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "opinion-triage",
+        description = "Triage of Chinese public-opinion items. A result is a proposal; a person decides.",
+    ),
+    paths(classify::classify, healthz, readyz, model, taxonomy, openapi),
+    components(schemas(error::Problem))
+)]
+pub struct ApiDoc;
+
+/// Whether the process lives.
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health)))]
+pub async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Whether new items would be taken now.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    responses(
+        (status = 200, description = "Ready", body = Health),
+        (status = 503, description = "Full or draining", body = Health),
+    )
+)]
+pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
+    let (code, status) = if service.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else if service.items.available_permits() == 0 {
+        (StatusCode::SERVICE_UNAVAILABLE, "full")
+    } else {
+        (StatusCode::OK, "ready")
+    };
+    (code, Json(Health { status })).into_response()
+}
+
+/// The model in use.
+#[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply)))]
+pub async fn model(State(service): State<Arc<Service>>) -> Response {
+    let pipeline = &service.pipeline;
+    let identity = pipeline.identity();
+    let metadata = pipeline.metadata();
+    let reply = ModelReply {
+        identity: Model {
+            name: &identity.name,
+            version: &identity.version,
+            digest: &identity.digest,
+        },
+        bundle: &metadata["bundle"],
+        metrics: &metadata["metrics"],
+        policy_digest: pipeline.policy_digest(),
+    };
+    Json(reply).into_response()
+}
+
+/// What the labels mean, and how each type is handled.
+#[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply)))]
+pub async fn taxonomy(State(service): State<Arc<Service>>) -> Response {
+    let taxonomy = service.pipeline.taxonomy();
+    let reply = TaxonomyReply {
+        types: taxonomy
+            .types
+            .iter()
+            .map(|it| TypeReply {
+                code: &it.code,
+                zh: &it.zh,
+                definition: &it.definition,
+                principle: &it.principle,
+                steps: &it.steps,
+                due: it.due.into(),
+            })
+            .collect(),
+        levels: taxonomy
+            .levels
+            .iter()
+            .enumerate()
+            .map(|(level, it)| LevelReply { level, zh: &it.zh })
+            .collect(),
+        grounds: taxonomy
+            .grounds
+            .iter()
+            .map(|it| NamedReply { code: &it.code, zh: &it.zh })
+            .collect(),
+        policy_digest: service.pipeline.policy_digest(),
+    };
+    Json(reply).into_response()
+}
+
+/// This contract.
+#[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI", body = Object)))]
+pub async fn openapi() -> Response {
+    Json(ApiDoc::openapi()).into_response()
+}
