@@ -272,7 +272,7 @@ mod tests {
     fn a_gate_fails_closed() {
         let types = Taxonomy::embedded().type_codes().clone();
         let right = Outcome { label: 0, predicted: 0, confidence: 0.9, set: None, levels: None };
-        let report = Report::new(&[right.clone(), right], &types, 4);
+        let report = Report::new(&[right, right], &types, 4);
         let bound = |text: &str| vec![parse_bound(text).unwrap()];
         assert!(gate(&report, &bound("accuracy=0.9"), &[]).is_ok());
         assert!(gate(&report, &[], &bound("accuracy=0.9")).is_err());

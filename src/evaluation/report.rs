@@ -15,7 +15,7 @@ const N_BINS: usize = 15;
 const PROTECTED: [&str; 3] = ["problem", "sensitive", "suggestion"];
 
 /// Truth and prediction of one case; numbers are columns of the label set.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
     /// True type.
     pub label: usize,
