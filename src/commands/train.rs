@@ -50,6 +50,12 @@ pub struct TrainArgs {
     /// 编码器的最高学习率
     #[arg(long, default_value_t = Settings::default().learning_rate)]
     learning_rate: f32,
+    /// 词向量的学习率与编码器之比
+    #[arg(long, default_value_t = Settings::default().embedding_rate)]
+    embedding_rate: f32,
+    /// 训练时随机遮住的词元比例
+    #[arg(long, default_value_t = Settings::default().token_dropout)]
+    token_dropout: f32,
     /// 验证集所占比例
     #[arg(long, default_value_t = 0.1)]
     validation_share: f64,
@@ -106,6 +112,9 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     let settings = Settings {
         epochs: args.epochs,
         learning_rate: args.learning_rate,
+        token_dropout: args.token_dropout,
+        embedding_rate: args.embedding_rate,
+        mask_token_id: base.tokenizer.token_to_id("[MASK]"),
         seed: args.seed,
         ..Settings::default()
     };

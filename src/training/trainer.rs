@@ -2,8 +2,8 @@
 
 use candle_core::Result;
 use candle_transformers::models::bert::Config;
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::adamw::AdamW;
@@ -31,8 +31,15 @@ pub struct Settings {
     pub head_rate: f32,
     /// Tokens of a case seen in training; evaluation sees all of them.
     pub max_tokens: usize,
+    /// The word embeddings' learning rate relative to the encoder's: words rare in the cases should
+    /// stay near the place the base gave them.
+    pub embedding_rate: f32,
     /// Dropout probability.
     pub dropout: f32,
+    /// Share of a case's tokens hidden behind `[MASK]` in training, so that no single word decides.
+    pub token_dropout: f32,
+    /// Id of `[MASK]`; none hides nothing.
+    pub mask_token_id: Option<u32>,
     /// Share of texts whose prediction set must hold the true type.
     pub coverage: f32,
     /// Seed of every random draw.
@@ -48,7 +55,10 @@ impl Default for Settings {
             learning_rate: 5e-4,
             head_rate: 2.0,
             max_tokens: 160,
+            embedding_rate: 0.3,
             dropout: 0.1,
+            token_dropout: 0.15,
+            mask_token_id: None,
             coverage: 0.95,
             seed: 42,
         }
@@ -118,8 +128,11 @@ pub fn train(
     assert!(!train.is_empty() && !validation.is_empty(), "both parts of the split need cases");
     let (vars, tensors) = start.trainable()?;
     let network = Network::load(&tensors, config, sizes)?;
-    let is_head = |name: &str| !name.starts_with("bert.");
-    let mut adamw = AdamW::new(&vars, |name| if is_head(name) { settings.head_rate } else { 1.0 });
+    let mut adamw = AdamW::new(&vars, |name| match name {
+        "bert.embeddings.word_embeddings.weight" => settings.embedding_rate,
+        name if name.starts_with("bert.") => 1.0,
+        _ => settings.head_rate,
+    });
     let class_weights = class_weights(train, sizes.n_types);
     let dropout = Dropout::new(settings.dropout, settings.seed);
     let mode = Mode::Train(&dropout);
@@ -133,7 +146,9 @@ pub fn train(
     for epoch in 1..=settings.epochs {
         let mut n_done = 0;
         for batch in batches(&rows, settings.batch_tokens, &mut rng) {
-            let ids: Vec<&[u32]> = batch.iter().map(|&it| rows[it]).collect();
+            let hidden: Vec<Vec<u32>> =
+                batch.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
+            let ids: Vec<&[u32]> = hidden.iter().map(Vec::as_slice).collect();
             let targets: Vec<&Target> = batch.iter().map(|&it| &train[it].target).collect();
             let loss = loss(&network.forward(&ids, &mode)?, &targets, &class_weights)?;
             adamw.step(
@@ -187,6 +202,18 @@ fn class_weights(train: &[Example], n_types: usize) -> Vec<f32> {
     let raw: Vec<f32> = counts.iter().map(|it| it.max(1.0).sqrt().recip()).collect();
     let mean = raw.iter().zip(&counts).map(|(w, n)| w * n).sum::<f32>() / train.len() as f32;
     raw.into_iter().map(|it| it / mean).collect()
+}
+
+/// `ids` with some tokens behind `[MASK]`; the first, `[CLS]`, stays.
+fn hide(ids: &[u32], settings: &Settings, rng: &mut ChaCha8Rng) -> Vec<u32> {
+    let Some(mask_token_id) = settings.mask_token_id else { return ids.to_vec() };
+    ids.iter()
+        .enumerate()
+        .map(|(at, &id)| {
+            let is_hidden = at > 0 && rng.random::<f32>() < settings.token_dropout;
+            if is_hidden { mask_token_id } else { id }
+        })
+        .collect()
 }
 
 /// The first `max_tokens` tokens of a case, closed by its own last token.
