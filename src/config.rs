@@ -23,25 +23,24 @@ pub const ENV_PREFIX: &str = "TRIAGE_";
 
 /// Settings of every command, as typed.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Settings")]
+#[command(next_help_heading = "设置")]
 pub struct CommonArgs {
-    /// Settings file (TOML); by default ./triage.toml when it exists
+    /// 设置文件（TOML）；默认为当前目录的 triage.toml（若存在）
     #[arg(long, global = true, env = "TRIAGE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Model bundle directory, looked for from the current directory, then beside the executable
-    /// [default: models/triage-base]
+    /// 模型目录；先从当前目录找，再从程序所在目录找 [默认: models/triage-base]
     #[arg(long, global = true, env = "TRIAGE_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Extra jieba dictionary for local names: one `word [frequency [tag]]` a line
+    /// 用户词典（jieba 格式，每行：词 [词频 [词性]]），用于本地地名等
     #[arg(long, global = true, env = "TRIAGE_USER_DICT", value_name = "FILE")]
     pub user_dict: Option<PathBuf>,
-    /// Threads that compute [default: one a core]
+    /// 计算线程数 [默认: 与核数相同]
     #[arg(long, global = true, env = "TRIAGE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// Form of the log on stderr [default: text]
+    /// 日志格式（写到标准错误）[默认: text]
     #[arg(long, global = true, env = "TRIAGE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-    /// Least grave log lines shown [default: info]
+    /// 日志级别 [默认: info]
     #[arg(long, global = true, env = "TRIAGE_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<LogLevel>,
 }
@@ -49,29 +48,29 @@ pub struct CommonArgs {
 /// Settings of `serve`, as typed.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ServeSettings {
-    /// Address to listen on [default: 127.0.0.1]
+    /// 监听地址 [默认: 127.0.0.1]
     #[arg(long, env = "TRIAGE_HOST", value_name = "ADDRESS", value_parser = parse_host)]
     pub host: Option<IpAddr>,
-    /// Port to listen on, 0 for a free one [default: 8080]
+    /// 监听端口，0 表示任取一个空闲端口 [默认: 8080]
     #[arg(long, env = "TRIAGE_PORT", value_name = "PORT")]
     pub port: Option<u16>,
-    /// Allow an address that other machines can reach; there is no login yet [default: false]
+    /// 允许监听其他机器能访问的地址；目前没有登录验证 [默认: false]
     #[arg(long, env = "TRIAGE_ALLOW_REMOTE", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub allow_remote: Option<bool>,
-    /// Largest request body in bytes [default: 4194304]
+    /// 请求体上限（字节）[默认: 4194304]
     #[arg(long, env = "TRIAGE_MAX_BODY_BYTES", value_name = "BYTES")]
     pub max_body_bytes: Option<usize>,
-    /// Most items in one request [default: 256]
+    /// 一次请求的条目上限 [默认: 256]
     #[arg(long, env = "TRIAGE_MAX_ITEMS", value_name = "N")]
     pub max_items: Option<usize>,
-    /// Most items waiting for the model; more are answered 503 [default: 4096]
+    /// 同时在处理的条目上限，超出则答 503 [默认: 4096]
     #[arg(long, env = "TRIAGE_MAX_WAITING_ITEMS", value_name = "N")]
     pub max_waiting_items: Option<usize>,
-    /// Most tokens in one forward pass [default: 4096]
+    /// 一次前向计算的词元上限 [默认: 4096]
     #[arg(long, env = "TRIAGE_MAX_BATCH_TOKENS", value_name = "N")]
     pub max_batch_tokens: Option<usize>,
-    /// Longest time a stopping server finishes what it took, in seconds [default: 30]
+    /// 停止时完成已收请求的最长时间（秒）[默认: 30]
     #[arg(long, env = "TRIAGE_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
 }

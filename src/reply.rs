@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn numbers_print_with_at_most_four_decimals() {
         for (value, expected) in
-            [(0.933_333_3, "0.9333"), (0.1 + 0.2, "0.3"), (1.0, "1.0"), (-2.718_28, "-2.7183")]
+            [(0.933_333_3, "0.9333"), (0.1 + 0.2, "0.3"), (1.0, "1.0"), (-2.345_67, "-2.3457")]
         {
             assert_eq!(serde_json::to_string(&round(value)).unwrap(), expected);
         }

@@ -84,6 +84,9 @@ pub struct RowFault {
     pub fix: &'static str,
 }
 
+/// Bytes of a row, or why there are none.
+type Content = Result<Vec<u8>, RowFault>;
+
 /// One row as it stands in the file.
 #[derive(Debug, Clone)]
 pub struct RawRow {
@@ -91,7 +94,7 @@ pub struct RawRow {
     pub row: u64,
     /// Line it begins on, from 1.
     pub line: u64,
-    content: Result<Vec<u8>, RowFault>,
+    content: Content,
     /// The header, when the file is CSV.
     header: Option<Arc<[String]>>,
 }
@@ -253,7 +256,7 @@ impl<R: Read> Rows<R> {
     }
 
     /// Line and content of the next row that is not blank.
-    fn next_content(&mut self) -> io::Result<Option<(u64, Result<Vec<u8>, RowFault>)>> {
+    fn next_content(&mut self) -> io::Result<Option<(u64, Content)>> {
         loop {
             let rest = &self.buffer[self.begin..];
             let end = if self.is_csv {
@@ -370,7 +373,10 @@ fn scan(bytes: &[u8]) -> (Option<usize>, bool) {
 mod tests {
     use super::*;
 
-    fn read(format: Format, bytes: &[u8]) -> Vec<(u64, Result<Map<String, Value>, &'static str>)> {
+    /// Line, and fields or code of the fault.
+    type Line = (u64, Result<Map<String, Value>, &'static str>);
+
+    fn read(format: Format, bytes: &[u8]) -> Vec<Line> {
         // One byte at a time: every boundary is a boundary of a read.
         struct Slow<'a>(&'a [u8]);
         impl Read for Slow<'_> {

@@ -55,7 +55,8 @@ fn the_shipped_model_works() {
     let pipeline = Pipeline::load(&dir, None).unwrap();
     let types = pipeline.type_labels();
     let found = read();
-    let prepared: Vec<_> = found.cases.iter().map(|it| pipeline.prepare(&it.text).unwrap()).collect();
+    let prepared: Vec<_> =
+        found.cases.iter().map(|it| pipeline.prepare(&it.text).unwrap()).collect();
     let predictions = pipeline.predict(&prepared.iter().collect::<Vec<_>>()).unwrap();
     let truth: Vec<usize> =
         found.cases.iter().map(|it| types.index_of(&it.label).unwrap()).collect();
