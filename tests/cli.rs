@@ -1,5 +1,7 @@
 //! The program from outside: output, exit codes, settings, and what it leaves on disk.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

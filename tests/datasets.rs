@@ -1,5 +1,7 @@
 //! What `datasets/` promises, and what the shipped model makes of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 use std::path::{Path, PathBuf};
 
 use opinion_triage::cases::{self, Cases};

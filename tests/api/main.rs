@@ -1,6 +1,8 @@
 //! The HTTP contract, from outside: the router in process over a tiny random model, and whole servers
 //! on a free port.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
 mod classify;
 mod helpers;
 mod info;
