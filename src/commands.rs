@@ -1,5 +1,6 @@
 //! One function per role: build the parts, run them.
 
+pub mod audit_labels;
 pub mod check;
 pub mod classify;
 pub mod encode;

@@ -4,7 +4,9 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use opinion_triage::commands::{check, classify, encode, evaluate, score, serve, train};
+use opinion_triage::commands::{
+    audit_labels, check, classify, encode, evaluate, score, serve, train,
+};
 use opinion_triage::config::{self, CommonArgs, Config, ServeSettings};
 use opinion_triage::telemetry;
 
@@ -28,6 +30,8 @@ enum Command {
     Score(score::ScoreArgs),
     /// 检查已标注的案例，逐行指出问题
     Check(check::CheckArgs),
+    /// 找出可能标错的案例
+    AuditLabels(audit_labels::AuditLabelsArgs),
     /// 用已标注的案例训练模型
     Train(train::TrainArgs),
     /// 用已标注的案例评估模型，可与词法基线并列
@@ -67,6 +71,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Classify(args) => classify::run(args, &config),
         Command::Score(args) => score::run(args, &config),
         Command::Check(args) => check::run(args),
+        Command::AuditLabels(args) => audit_labels::run(args, &config),
         Command::Train(args) => train::run(args, &config),
         Command::Evaluate(args) => evaluate::run(args, &config),
         Command::Encode(args) => encode::run(args),

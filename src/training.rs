@@ -1,6 +1,7 @@
 //! Labelled cases to a candidate version. Knows no HTTP and no names of labels.
 
 pub mod adamw;
+pub mod audit;
 pub mod loss;
 pub mod split;
 pub mod trainer;

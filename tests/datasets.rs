@@ -46,8 +46,8 @@ fn the_user_dictionary_is_read() {
     assert_eq!(words, ["幸福里社区", "用", "一网通办"]);
 }
 
-/// The shipped model loads, is small enough, and does twice as well as chance on texts it never saw, half of them hard.
-/// How good it is on real posts is measured elsewhere.
+/// The shipped model loads, is small enough, and does twice as well as chance on texts it never saw,
+/// half of them hard. How good it is on real posts is measured elsewhere.
 #[test]
 fn the_shipped_model_works() {
     let dir = root("models/triage-base");
