@@ -15,7 +15,7 @@ use crate::text::{Segmenter, normalize, redact};
 const MIN_DOCUMENTS: u32 = 2;
 /// Inverse strength of the L2 penalty.
 const C: f32 = 10.0;
-const MAX_ITERATIONS: usize = 60;
+const MAX_ITERATIONS: usize = 100;
 const LBFGS_MEMORY: usize = 6;
 
 /// Ascending columns with their weights.
@@ -68,10 +68,11 @@ impl Vectorizer {
                     row.push((column, (1.0 + (count as f32).ln()) * idf));
                 }
             }
+            // In order of columns, so that the norm is the same sum on every run.
+            row[begin..].sort_unstable_by_key(|it| it.0);
             let norm = row[begin..].iter().map(|it| it.1 * it.1).sum::<f32>().sqrt().max(1e-9);
             row[begin..].iter_mut().for_each(|it| it.1 /= norm);
         }
-        row.sort_unstable_by_key(|it| it.0);
         row
     }
 
@@ -191,8 +192,15 @@ fn loss(
 
 /// L-BFGS from `point`.
 fn minimize(mut point: Vec<f32>, objective: impl Fn(&[f32]) -> (f64, Vec<f32>)) -> Vec<f32> {
+    // Fixed parts, added in order: the same sum on every run.
     let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.par_iter().zip(b).with_min_len(1 << 14).map(|(a, b)| f64::from(a * b)).sum()
+        const PART: usize = 1 << 14;
+        let parts: Vec<f64> = a
+            .par_chunks(PART)
+            .zip(b.par_chunks(PART))
+            .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum())
+            .collect();
+        parts.iter().sum()
     };
     let axpy = |to: &mut [f32], scale: f64, by: &[f32]| {
         to.iter_mut().zip(by).for_each(|(to, by)| *to += scale as f32 * by);
@@ -237,7 +245,7 @@ fn minimize(mut point: Vec<f32>, objective: impl Fn(&[f32]) -> (f64, Vec<f32>)) 
             break;
         }
         (point, gradient) = (next, next_gradient);
-        let is_done = gain < 1e-5 * value.abs();
+        let is_done = gain < 1e-6 * value.abs();
         value = next_value;
         if is_done {
             break;
