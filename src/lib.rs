@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main -> commands -> http -----> inference --> pipeline --> text, model --> domain
-//!                 |        \----> reply ------> pipeline
+//!                 |        \----> reply ------> evidence, pipeline
 //!                 |-> scoring --> reply, rows, pipeline
 //!                 |-> training -> text, model, evaluation --> domain
 //!                 |-> cases ----> rows --------------------> domain
@@ -16,6 +16,8 @@ pub mod text;
 
 pub mod model;
 pub mod pipeline;
+
+pub mod evidence;
 pub mod reply;
 
 pub mod inference;

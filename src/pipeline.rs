@@ -11,6 +11,7 @@ use crate::domain::case::CaseText;
 use crate::domain::label::LabelSet;
 use crate::domain::policy::{Decision, InputFacts, decide};
 use crate::domain::prediction::Prediction;
+use crate::domain::span::CharSpan;
 use crate::domain::taxonomy::Taxonomy;
 use crate::model::bundle::{Bundle, BundleError, TextSettings, sha256};
 use crate::model::calibration::Calibration;
@@ -18,9 +19,9 @@ use crate::model::heads::TextLogits;
 use crate::model::network::{Network, NetworkError};
 use crate::text::encode::EncoderError;
 use crate::text::normalize::Change;
-use crate::text::redact::Redaction;
+use crate::text::redact::{PersonalData, Redaction};
 use crate::text::segment::DictionaryError;
-use crate::text::{Encoder, Encoding, Segmenter, normalize, redact};
+use crate::text::{Encoder, Encoding, Segmenter, Word, normalize, redact};
 
 /// A text made ready for the model.
 #[derive(Debug, Clone)]
@@ -53,6 +54,37 @@ pub struct InputReport {
     pub redactions: Vec<Redaction>,
     /// What the policy looks at.
     pub facts: InputFacts,
+}
+
+/// A text taken apart, to ask what the model would say without some of its words.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    /// The text without personal data, and the bytes of each of its words.
+    text: String,
+    words: Vec<std::ops::Range<usize>>,
+    /// The words that may be taken away.
+    removable: Vec<Removable>,
+    report: InputReport,
+}
+
+#[derive(Debug, Clone)]
+struct Removable {
+    word_idx: usize,
+    /// Where it is in the submitted text.
+    span: CharSpan,
+}
+
+impl Probe {
+    /// Number of words that may be taken away: those with a letter or a digit that are no placeholder.
+    pub fn n_words(&self) -> usize {
+        self.removable.len()
+    }
+
+    /// Removable word `idx` and where it is in the submitted text.
+    pub fn word(&self, idx: usize) -> (&str, CharSpan) {
+        let it = &self.removable[idx];
+        (&self.text[self.words[it.word_idx].clone()], it.span)
+    }
 }
 
 /// Identity of a loaded model version.
@@ -104,6 +136,55 @@ impl TextPipeline {
             facts,
         };
         Ok(Prepared { chunks: encoded.chunks, report })
+    }
+
+    /// `text` taken apart.
+    ///
+    /// # Errors
+    /// [`PrepareError`], which harms this text only.
+    pub fn probe(&self, text: &CaseText) -> Result<Probe, PrepareError> {
+        let report = self.prepare(text)?.report;
+        let redacted = redact(&normalize(text.as_str()));
+        let words = self.segmenter.segment(&redacted.text);
+        let removable = words
+            .iter()
+            .enumerate()
+            .filter(|(_, word)| word.text.chars().any(char::is_alphanumeric))
+            .map(|(word_idx, word)| {
+                let begin = redacted.origins[word.span.begin].begin;
+                let end = redacted.origins[word.span.end - 1].end;
+                Removable { word_idx, span: CharSpan::new(begin, end) }
+            })
+            .filter(|it| {
+                let is_apart =
+                    |other: CharSpan| it.span.end <= other.begin || other.end <= it.span.begin;
+                redacted.redactions.iter().all(|other| is_apart(other.span))
+                    && PersonalData::ALL
+                        .iter()
+                        .all(|kind| words[it.word_idx].text != kind.placeholder())
+            })
+            .collect();
+        let words = words.iter().map(|it| it.byte..it.byte + it.text.len()).collect();
+        Ok(Probe { text: redacted.text, words, removable, report })
+    }
+
+    /// The probed text without the removable words `removed`.
+    pub fn without(&self, probe: &Probe, removed: &[usize]) -> Prepared {
+        let removed: Vec<usize> = removed.iter().map(|&it| probe.removable[it].word_idx).collect();
+        let mut n_chars = 0;
+        let words: Vec<Word<'_>> = probe
+            .words
+            .iter()
+            .enumerate()
+            .filter(|(idx, _)| !removed.contains(idx))
+            .map(|(_, bytes)| {
+                let text = &probe.text[bytes.clone()];
+                let begin = n_chars;
+                n_chars += text.chars().count();
+                Word { text, span: CharSpan::new(begin, n_chars), byte: bytes.start }
+            })
+            .collect();
+        Prepared { chunks: self.encoder.encode(&words).chunks, report: probe.report.clone() }
     }
 
     /// The encoder.
@@ -239,6 +320,19 @@ impl Pipeline {
     /// [`PrepareError`], which harms this text only.
     pub fn prepare(&self, text: &CaseText) -> Result<Prepared, PrepareError> {
         self.text.prepare(text)
+    }
+
+    /// `text` taken apart.
+    ///
+    /// # Errors
+    /// [`PrepareError`], which harms this text only.
+    pub fn probe(&self, text: &CaseText) -> Result<Probe, PrepareError> {
+        self.text.probe(text)
+    }
+
+    /// The probed text without the removable words `removed`.
+    pub fn without(&self, probe: &Probe, removed: &[usize]) -> Prepared {
+        self.text.without(probe, removed)
     }
 
     /// Uncalibrated logits, one entry per prepared text, in order.

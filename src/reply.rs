@@ -11,7 +11,8 @@ use crate::domain::label::LabelSet;
 use crate::domain::policy::Verdict;
 use crate::domain::prediction::Prediction;
 use crate::domain::taxonomy;
-use crate::pipeline::{InputReport, Pipeline};
+use crate::evidence;
+use crate::pipeline::{InputReport, Pipeline, Probe};
 
 /// One classified item: a proposal, not a decision.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, ToSchema)]
@@ -39,40 +40,80 @@ pub struct ClassifiedItem<'a> {
     pub input: Input,
     /// Words that carried the type; only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub evidence: Option<Evidence>,
+    pub evidence: Option<Evidence<'a>>,
     /// Uncalibrated scores of the types, by code; only when asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logits: Option<ByCode<'a>>,
 }
 
-/// Parts of a reply that are left out unless asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Include {
-    /// Words that carried the type.
-    pub evidence: bool,
-    /// Uncalibrated scores.
-    pub logits: bool,
+/// Words that carried the type, or why they are withheld.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, ToSchema)]
+pub struct Evidence<'a> {
+    /// `leave_one_word_out`, or `withheld`.
+    pub method: &'static str,
+    /// Why it is withheld: `too_short`, `too_long`, `poor_fidelity` or `overloaded`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// How far the words can be trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fidelity: Option<Fidelity>,
+    /// The words, greatest effect first.
+    pub words: Vec<EvidenceWord<'a>>,
 }
 
-/// Words that carried the type. This version has no tested method yet and withholds them all.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, ToSchema)]
-pub struct Evidence {
-    /// How the effects were measured; `withheld` when they were not.
-    pub method: &'static str,
-    /// The words, greatest effect first.
-    pub words: Vec<EvidenceWord>,
+/// The test of the words: what the type's probability loses when they go.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, ToSchema)]
+pub struct Fidelity {
+    /// Without the three top words.
+    pub top: f32,
+    /// Without three random words, on average.
+    pub random: f32,
+}
+
+impl<'a> Evidence<'a> {
+    /// The reply's form of `evidence` about the words of `probe`.
+    pub fn new(evidence: &evidence::Evidence, probe: &'a Probe) -> Self {
+        match evidence {
+            evidence::Evidence::Withheld(reason) => Self {
+                method: "withheld",
+                reason: Some(reason.code()),
+                fidelity: None,
+                words: Vec::new(),
+            },
+            evidence::Evidence::Words { words, fidelity } => Self {
+                method: "leave_one_word_out",
+                reason: None,
+                fidelity: Some(Fidelity {
+                    top: round(fidelity.top),
+                    random: round(fidelity.random),
+                }),
+                words: words
+                    .iter()
+                    .map(|&(idx, effect)| {
+                        let (text, span) = probe.word(idx);
+                        EvidenceWord {
+                            text,
+                            begin: span.begin,
+                            end: span.end,
+                            effect: round(effect),
+                        }
+                    })
+                    .collect(),
+            },
+        }
+    }
 }
 
 /// A word and its effect on the probability of the type.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, ToSchema)]
-pub struct EvidenceWord {
-    /// The word as submitted.
-    pub text: String,
+pub struct EvidenceWord<'a> {
+    /// The word as the model saw it, normalized.
+    pub text: &'a str,
     /// First character inside.
     pub begin: usize,
     /// First character after.
     pub end: usize,
-    /// Change of the probability.
+    /// What the type's probability loses without it.
     pub effect: f32,
 }
 
@@ -212,13 +253,13 @@ impl PartialSchema for ByCode<'_> {
     }
 }
 
-/// The reply for one item. `report` and `prediction` come from this `pipeline`.
+/// The reply for one item, its evidence still to be added. `report` and `prediction` come from this `pipeline`.
 pub fn reply<'a>(
     pipeline: &'a Pipeline,
     id: &'a str,
     report: &InputReport,
     prediction: &Prediction,
-    include: Include,
+    include_logits: bool,
 ) -> ClassifiedItem<'a> {
     let types = pipeline.type_labels();
     let taxonomy = pipeline.taxonomy();
@@ -269,8 +310,8 @@ pub fn reply<'a>(
                 })
                 .collect(),
         },
-        evidence: include.evidence.then(|| Evidence { method: "withheld", words: Vec::new() }),
-        logits: include.logits.then(|| ByCode::new(types, prediction.type_logits.iter().copied())),
+        evidence: None,
+        logits: include_logits.then(|| ByCode::new(types, prediction.type_logits.iter().copied())),
     }
 }
 
@@ -318,7 +359,7 @@ mod tests {
                     let value = if idx == level { 1.0 } else { 0.0 };
                     *probability = crate::domain::prediction::Probability::new(value).unwrap();
                 }
-                let item = reply(&pipeline, "a", &prepared.report, &prediction, Include::default());
+                let item = reply(&pipeline, "a", &prepared.report, &prediction, false);
                 assert_eq!(item.review.required, item.decision != "route");
                 assert_eq!(item.review.required, !item.review.reasons.is_empty());
                 assert_eq!(item.sensitivity.level, level);

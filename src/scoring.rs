@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText};
 use crate::pipeline::{Pipeline, PipelineError, PrepareError, Prepared};
-use crate::reply::{ClassifiedItem, Include, reply};
+use crate::reply::{ClassifiedItem, reply};
 use crate::rows::{Format, RawRow, Rows};
 
 /// Rows worked on at a time, and bytes of them: enough for all cores, little memory.
@@ -248,7 +248,7 @@ impl Sinks<'_> {
     fn write(&mut self, it: &Scored, pipeline: &Pipeline) -> Result<(), ScoreError> {
         let item =
             it.prepared.as_ref().zip(it.prediction.as_ref()).map(|(prepared, prediction)| {
-                reply(pipeline, &it.id, &prepared.report, prediction, Include::default())
+                reply(pipeline, &it.id, &prepared.report, prediction, false)
             });
         match (&item, &it.error) {
             (Some(item), _) if self.format == Format::Csv => {

@@ -6,14 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms it may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("text", &["domain"]),
     ("model", &["domain", "text"]),
     ("pipeline", &["domain", "text", "model"]),
-    ("reply", &["domain", "pipeline"]),
+    ("evidence", &[]),
+    ("reply", &["domain", "pipeline", "evidence"]),
     ("inference", &["domain", "pipeline"]),
-    ("http", &["domain", "pipeline", "reply", "inference"]),
+    ("http", &["domain", "pipeline", "evidence", "reply", "inference"]),
     ("rows", &[]),
     ("cases", &["domain", "rows"]),
     ("scoring", &["domain", "pipeline", "reply", "rows"]),

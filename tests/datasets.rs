@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use opinion_triage::cases::{self, Cases};
 use opinion_triage::domain::taxonomy::Taxonomy;
 use opinion_triage::evaluation::metrics;
+use opinion_triage::evidence;
 use opinion_triage::pipeline::{Pipeline, segmenter};
 
 fn root(path: &str) -> PathBuf {
@@ -77,4 +78,39 @@ fn the_shipped_model_works() {
             assert_ne!(decision.verdict.code(), "route");
         }
     }
+}
+
+/// Evidence on a sample of the cases: mostly given, and the words it names are what the model looked at.
+#[test]
+fn evidence_of_the_shipped_model_passes_its_own_test() {
+    let pipeline = Pipeline::load(&root("models/triage-base"), None).unwrap();
+    let found = read();
+    let (mut n_given, mut n_asked) = (0, 0);
+    for case in found.cases.iter().step_by(40) {
+        let prepared = pipeline.prepare(&case.text).unwrap();
+        let prediction = pipeline.predict(&[&prepared]).unwrap().remove(0);
+        let (type_idx, whole) = (prediction.type_idx(), prediction.confidence().get());
+        let probe = pipeline.probe(&case.text).unwrap();
+        let losses = |sets: Vec<Vec<usize>>| -> Vec<f32> {
+            let rows: Vec<_> = sets.iter().map(|it| pipeline.without(&probe, it)).collect();
+            let predictions = pipeline.predict(&rows.iter().collect::<Vec<_>>()).unwrap();
+            predictions.iter().map(|it| whole - it.type_probabilities[type_idx].get()).collect()
+        };
+        // Nothing removed is nothing lost: the probe is the text.
+        assert!(losses(vec![vec![]])[0].abs() < 1e-4, "{}", case.id.as_str());
+        let Ok(singles) = evidence::singles(probe.n_words()) else { continue };
+        n_asked += 1;
+        let effects = losses(singles);
+        let tested = evidence::explain(&effects, &losses(evidence::tests(&effects)));
+        let evidence::Evidence::Words { words, .. } = tested else { continue };
+        n_given += 1;
+        assert!(!words.is_empty());
+        for (idx, _) in words {
+            let (text, span) = probe.word(idx);
+            let chars = case.text.as_str().chars();
+            let submitted: String = chars.skip(span.begin).take(span.end - span.begin).collect();
+            assert_eq!(submitted.chars().count(), text.chars().count(), "{text} {submitted}");
+        }
+    }
+    assert!(n_asked >= 12 && n_given * 2 > n_asked, "{n_given} of {n_asked}");
 }

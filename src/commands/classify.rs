@@ -7,8 +7,10 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::domain::case::{CaseText, MAX_TEXT_CHARS};
+use crate::evidence::{self, explain};
 use crate::pipeline::Pipeline;
-use crate::reply::{ClassifiedItem, Include, reply};
+use crate::pipeline::Probe;
+use crate::reply::{ClassifiedItem, Evidence, reply};
 
 /// Arguments of `triage classify`.
 #[derive(Debug, Args)]
@@ -42,8 +44,10 @@ pub fn run(args: ClassifyArgs, config: &Config) -> anyhow::Result<()> {
     let pipeline = Pipeline::load(&config.model, config.user_dict.as_deref())?;
     let prepared = pipeline.prepare(&text)?;
     let prediction = pipeline.predict(&[&prepared])?.pop().context("the model gave no result")?;
-    let include = Include { logits: args.logits, ..Include::default() };
-    let item = reply(&pipeline, "text", &prepared.report, &prediction, include);
+    let mut item = reply(&pipeline, "text", &prepared.report, &prediction, args.logits);
+    let probe = pipeline.probe(&text)?;
+    let found = evidence(&pipeline, &probe, prediction.type_idx(), prediction.confidence().get())?;
+    item.evidence = Some(Evidence::new(&found, &probe));
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&item)?)?;
@@ -51,6 +55,26 @@ pub fn run(args: ClassifyArgs, config: &Config) -> anyhow::Result<()> {
         write!(out, "{}", for_people(&item, &pipeline))?;
     }
     Ok(())
+}
+
+/// The words that carried the type in column `type_idx`, whose probability is `whole`.
+fn evidence(
+    pipeline: &Pipeline,
+    probe: &Probe,
+    type_idx: usize,
+    whole: f32,
+) -> anyhow::Result<evidence::Evidence> {
+    let losses = |sets: &[Vec<usize>]| -> anyhow::Result<Vec<f32>> {
+        let rows: Vec<_> = sets.iter().map(|it| pipeline.without(probe, it)).collect();
+        let predictions = pipeline.predict(&rows.iter().collect::<Vec<_>>())?;
+        Ok(predictions.iter().map(|it| whole - it.type_probabilities[type_idx].get()).collect())
+    };
+    let singles = match evidence::singles(probe.n_words()) {
+        Ok(singles) => singles,
+        Err(reason) => return Ok(evidence::Evidence::Withheld(reason)),
+    };
+    let effects = losses(&singles)?;
+    Ok(explain(&effects, &losses(&evidence::tests(&effects))?))
 }
 
 fn for_people(item: &ClassifiedItem<'_>, pipeline: &Pipeline) -> String {
@@ -72,6 +96,11 @@ fn for_people(item: &ClassifiedItem<'_>, pipeline: &Pipeline) -> String {
     let _ = writeln!(out, "类型    {}（{}，概率 {:.2}）", top.zh, top.code, top.probability);
     let others: Vec<String> = item.prediction_set.iter().map(|it| name(it)).collect();
     let _ = writeln!(out, "可能    {}", others.join("、"));
+    if let Some(evidence) = item.evidence.as_ref().filter(|it| !it.words.is_empty()) {
+        let words: Vec<String> =
+            evidence.words.iter().map(|it| format!("{}（{:.2}）", it.text, it.effect)).collect();
+        let _ = writeln!(out, "依据词  {}", words.join("、"));
+    }
     let sensitivity = &item.sensitivity;
     let grounds: Vec<String> = sensitivity.grounds.iter().map(|it| name(it.code)).collect();
     let grounds = if grounds.is_empty() { "无".into() } else { grounds.join("、") };

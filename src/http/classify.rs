@@ -14,9 +14,11 @@ use super::error::{ApiError, Problem};
 use super::wire::{self, ClassifyReply, ClassifyRequest, Fault, ItemError, ItemResult, Model};
 use super::{BODY_STEP, Service};
 use crate::domain::case::CaseId;
+use crate::domain::prediction::Prediction;
+use crate::evidence::{self, Evidence, Reason};
 use crate::inference::InferError;
-use crate::pipeline::{InputReport, PrepareError, Prepared};
-use crate::reply::reply;
+use crate::pipeline::{InputReport, PrepareError, Prepared, Probe};
+use crate::reply::{self, reply};
 
 /// Classifies the items of a request.
 #[utoipa::path(
@@ -51,24 +53,40 @@ pub async fn classify(
         move || take(&service, &body)
     })
     .await??;
-    let Taken { rows, items, include, deadline_ms, _places } = taken;
+    let Taken { rows, probes, items, include_logits, deadline_ms, _places } = taken;
     let limit = deadline_ms.map_or(service.limits.max_deadline, Duration::from_millis);
     let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
     let left = limit.checked_sub(started.elapsed()).ok_or(too_late.clone())?;
-    let predictions = tokio::time::timeout(left, service.engine.predict_many(rows))
-        .await
-        .map_err(|_| too_late)??;
+    let answer = async {
+        let predictions = service.engine.predict_many(rows).await?;
+        let mut evidence = Vec::with_capacity(probes.len());
+        for (probe, prediction) in probes.into_iter().zip(&predictions) {
+            evidence.push(match prediction {
+                Ok(prediction) => Some(explain_type(&service, probe, prediction).await?),
+                Err(_) => None,
+            });
+        }
+        Ok::<_, ApiError>((predictions, evidence))
+    };
+    let (predictions, evidence) =
+        tokio::time::timeout(left, answer).await.map_err(|_| too_late)??;
     on_cpu(move || {
         let mut predictions = predictions.into_iter();
+        // As many as predictions, or none at all when nobody asked.
+        let mut evidence = evidence.iter();
         let results = items
             .iter()
             .enumerate()
             .map(|(idx, (id, outcome))| match outcome {
                 Ok(report) => {
                     let id = id.as_ref().map_or("", CaseId::as_str);
+                    let evidence = evidence.next().and_then(Option::as_ref);
                     match predictions.next() {
                         Some(Ok(prediction)) => {
-                            let item = reply(&service.pipeline, id, report, &prediction, include);
+                            let mut item =
+                                reply(&service.pipeline, id, report, &prediction, include_logits);
+                            item.evidence =
+                                evidence.map(|(probe, it)| reply::Evidence::new(it, probe));
                             ItemResult::Classified(Box::new(item))
                         }
                         Some(Err(InferError::Model)) | None => {
@@ -104,13 +122,70 @@ fn refused(id: Option<&str>, error: Fault) -> ItemResult<'_> {
     ItemResult::Refused(ItemError { id, status: "error", error })
 }
 
+/// The words that carried the predicted type. Their many small predictions go in a few at a time, so that
+/// other callers' items come between.
+async fn explain_type(
+    service: &Arc<Service>,
+    probe: Probe,
+    prediction: &Prediction,
+) -> Result<(Probe, Evidence), ApiError> {
+    let singles = match evidence::singles(probe.n_words()) {
+        Ok(singles) => singles,
+        Err(reason) => return Ok((probe, Evidence::Withheld(reason))),
+    };
+    let (type_idx, whole) = (prediction.type_idx(), prediction.confidence().get());
+    let probe = Arc::new(probe);
+    let found = match losses(service, &probe, singles, type_idx, whole).await? {
+        None => Evidence::Withheld(Reason::Overloaded),
+        Some(effects) => {
+            let tests = evidence::tests(&effects);
+            match losses(service, &probe, tests, type_idx, whole).await? {
+                None => Evidence::Withheld(Reason::Overloaded),
+                Some(losses) => evidence::explain(&effects, &losses),
+            }
+        }
+    };
+    Ok((Arc::unwrap_or_clone(probe), found))
+}
+
+/// What the type's probability, `whole`, loses without each of `sets`; none when there was no room.
+async fn losses(
+    service: &Arc<Service>,
+    probe: &Arc<Probe>,
+    sets: Vec<Vec<usize>>,
+    type_idx: usize,
+    whole: f32,
+) -> Result<Option<Vec<f32>>, ApiError> {
+    const AT_A_TIME: usize = 32;
+    let at_a_time = AT_A_TIME.min(service.limits.max_waiting_items);
+    let mut losses = Vec::with_capacity(sets.len());
+    for part in sets.chunks(at_a_time) {
+        let (service, probe, part) = (Arc::clone(service), Arc::clone(probe), part.to_vec());
+        let rows = {
+            let service = Arc::clone(&service);
+            on_cpu(move || part.iter().map(|it| service.pipeline.without(&probe, it)).collect())
+        };
+        let predictions = match service.engine.predict_many(rows.await?).await {
+            Ok(predictions) => predictions,
+            Err(InferError::Overloaded) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        for prediction in predictions {
+            losses.push(whole - prediction?.type_probabilities[type_idx].get());
+        }
+    }
+    Ok(Some(losses))
+}
+
 /// A request whose items have their places.
 struct Taken {
     /// Texts ready for the model.
     rows: Vec<Prepared>,
+    /// The same texts taken apart, when their evidence was asked for.
+    probes: Vec<Probe>,
     /// Each item's report, in order, or what is wrong with it.
     items: Vec<(Option<CaseId>, Result<InputReport, Fault>)>,
-    include: crate::reply::Include,
+    include_logits: bool,
     deadline_ms: Option<u64>,
     _places: OwnedSemaphorePermit,
 }
@@ -122,24 +197,33 @@ fn take(service: &Service, body: &Bytes) -> Result<Taken, ApiError> {
     let places = Arc::clone(&service.items)
         .try_acquire_many_owned(parsed.items.len() as u32)
         .map_err(|_| ApiError::Overloaded)?;
-    let mut rows = Vec::new();
+    let (mut rows, mut probes) = (Vec::new(), Vec::new());
     let mut items = Vec::with_capacity(parsed.items.len());
     for (idx, item) in parsed.items.into_iter().enumerate() {
         let outcome = item.text.and_then(|text| {
-            let prepared = service.pipeline.prepare(&text).map_err(|error| match error {
+            let fault = |error: PrepareError| match error {
                 PrepareError::NothingVisible => {
                     wire::fault("empty_text", error.to_string(), idx, &["text"])
                 }
-            })?;
+            };
+            let prepared = service.pipeline.prepare(&text).map_err(fault)?;
+            if parsed.include_evidence {
+                probes.push(service.pipeline.probe(&text).map_err(fault)?);
+            }
             let report = prepared.report.clone();
             rows.push(prepared);
             Ok(report)
         });
         items.push((item.id, outcome));
     }
-    let include =
-        crate::reply::Include { evidence: parsed.include_evidence, logits: parsed.include_logits };
-    Ok(Taken { rows, items, include, deadline_ms: parsed.deadline_ms, _places: places })
+    Ok(Taken {
+        rows,
+        probes,
+        items,
+        include_logits: parsed.include_logits,
+        deadline_ms: parsed.deadline_ms,
+        _places: places,
+    })
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {

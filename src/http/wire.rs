@@ -16,6 +16,8 @@ use crate::reply::ClassifiedItem;
 /// Fields of the envelope and of an item; a test keeps them equal to the documented types.
 const ENVELOPE_FIELDS: [&str; 3] = ["items", "include", "deadline_ms"];
 const ITEM_FIELDS: [&str; 2] = ["id", "text"];
+/// Most items whose evidence may be asked for in one request.
+const MAX_EVIDENCE_ITEMS: usize = 8;
 
 /// `POST /v1/classify`.
 #[derive(Debug, ToSchema)]
@@ -183,10 +185,21 @@ pub fn parse(body: &[u8], max_items: usize, max_deadline_ms: u64) -> Result<Pars
         });
     }
     let mut ids = HashSet::new();
+    let include_evidence = include.contains(&Include::Evidence);
+    if include_evidence && items.len() > MAX_EVIDENCE_ITEMS {
+        return Err(ApiError::Semantic {
+            code: "too_many_items",
+            detail: format!(
+                "evidence costs a prediction a word: ask for it for at most {MAX_EVIDENCE_ITEMS} items at a time"
+            ),
+            pointer: "/items".into(),
+            bound: Some((MAX_EVIDENCE_ITEMS as u64, items.len() as u64)),
+        });
+    }
     let items = items.into_iter().enumerate().map(|(idx, it)| item(idx, it, &mut ids)).collect();
     Ok(Parsed {
         items,
-        include_evidence: include.contains(&Include::Evidence),
+        include_evidence,
         include_logits: include.contains(&Include::Logits),
         deadline_ms,
     })

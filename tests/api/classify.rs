@@ -54,9 +54,47 @@ async fn the_reply_has_the_whole_shape_of_the_contract() {
     );
     assert_eq!(item["input"]["characters"], text.chars().count());
     assert_eq!(item["input"]["redactions"], json!([{"kind": "phone", "begin": 16, "end": 27}]));
-    assert_eq!(keys(&item["evidence"]), ["method", "words"]);
+    assert_eq!(keys(&item["evidence"])[0], "method");
+    assert!(item["evidence"]["words"].is_array());
     let plain = classify(&app(), &json!({"items": [{"id": "a", "text": text}]})).await;
     assert!(plain.body["results"][0].get("logits").is_none());
+}
+
+#[tokio::test]
+async fn evidence_names_words_of_the_submitted_text_and_no_personal_data() {
+    let text = "　小区停水三天了，物业没人管，電話１３８００１３８０００，谢谢";
+    let chars: Vec<char> = text.chars().collect();
+    let items: Vec<Value> = [text, "停水", &"停水，没人管。".repeat(100)]
+        .iter()
+        .enumerate()
+        .map(|(idx, text)| json!({"id": idx.to_string(), "text": text}))
+        .collect();
+    let reply = classify(&app(), &json!({"items": items, "include": ["evidence"]})).await;
+    let results = reply.body["results"].as_array().unwrap();
+    let redaction = &results[0]["input"]["redactions"][0];
+    let (hidden_from, hidden_to) = (redaction["begin"].as_u64(), redaction["end"].as_u64());
+    let evidence = &results[0]["evidence"];
+    match evidence["method"].as_str().unwrap() {
+        "leave_one_word_out" => {
+            assert!(!evidence["words"].as_array().unwrap().is_empty());
+            let fidelity = &evidence["fidelity"];
+            assert!(fidelity["top"].as_f64() > fidelity["random"].as_f64());
+        }
+        method => assert_eq!((method, &evidence["reason"]), ("withheld", &json!("poor_fidelity"))),
+    }
+    for word in evidence["words"].as_array().unwrap() {
+        let (begin, end) = (word["begin"].as_u64().unwrap(), word["end"].as_u64().unwrap());
+        assert!(Some(end) <= hidden_from || hidden_to <= Some(begin), "{word}");
+        let submitted: String = chars[begin as usize..end as usize].iter().collect();
+        assert!(submitted == word["text"] || submitted == "電話", "{word}: {submitted}");
+        assert!(word["effect"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(results[1]["evidence"]["reason"], "too_short");
+    assert_eq!(results[2]["evidence"]["reason"], "too_long");
+
+    let many: Vec<Value> = (0..9).map(|it| json!({"id": it.to_string(), "text": "路灯"})).collect();
+    let few_allowed = json!({"items": many[..8], "include": ["evidence"]});
+    assert_eq!(classify(&app(), &few_allowed).await.status, 200);
 }
 
 #[tokio::test]
