@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod calibration;
 pub mod config;
 pub mod heads;
+pub mod lexical;
 pub mod network;
 pub mod transformer;
 pub mod weights;

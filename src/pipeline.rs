@@ -15,9 +15,10 @@ use crate::domain::span::CharSpan;
 use crate::domain::taxonomy::Taxonomy;
 use crate::model::bundle::{Bundle, BundleError, TextSettings, sha256};
 use crate::model::calibration::Calibration;
-use crate::model::heads::TextLogits;
+use crate::model::lexical::Lexical;
 use crate::model::network::{Network, NetworkError};
 use crate::text::encode::EncoderError;
+use crate::text::ngrams::{Ngrams, ngrams};
 use crate::text::normalize::Change;
 use crate::text::redact::{PersonalData, Redaction};
 use crate::text::segment::DictionaryError;
@@ -28,6 +29,8 @@ use crate::text::{Encoder, Encoding, Segmenter, Word, normalize, redact};
 pub struct Prepared {
     /// Token ids, one entry per chunk, never empty.
     pub chunks: Vec<Encoding>,
+    /// Its n-grams, all chunks together.
+    pub ngrams: Ngrams,
     /// What the reply and the decision need to know about the input.
     pub report: InputReport,
 }
@@ -102,12 +105,13 @@ pub struct ModelIdentity {
 pub struct TextPipeline {
     segmenter: Segmenter,
     encoder: Encoder,
+    n_buckets: usize,
 }
 
 impl TextPipeline {
-    /// The steps with this segmenter and encoder.
-    pub fn new(segmenter: Segmenter, encoder: Encoder) -> Self {
-        Self { segmenter, encoder }
+    /// The steps with this segmenter and encoder; n-grams fall into `n_buckets`.
+    pub fn new(segmenter: Segmenter, encoder: Encoder, n_buckets: usize) -> Self {
+        Self { segmenter, encoder, n_buckets }
     }
 
     /// `text` made ready.
@@ -135,7 +139,8 @@ impl TextPipeline {
             redactions: redacted.redactions,
             facts,
         };
-        Ok(Prepared { chunks: encoded.chunks, report })
+        let ngrams = ngrams(&words, self.n_buckets);
+        Ok(Prepared { chunks: encoded.chunks, ngrams, report })
     }
 
     /// `text` taken apart.
@@ -184,7 +189,11 @@ impl TextPipeline {
                 Word { text, span: CharSpan::new(begin, n_chars), byte: bytes.start }
             })
             .collect();
-        Prepared { chunks: self.encoder.encode(&words).chunks, report: probe.report.clone() }
+        Prepared {
+            chunks: self.encoder.encode(&words).chunks,
+            ngrams: ngrams(&words, self.n_buckets),
+            report: probe.report.clone(),
+        }
     }
 
     /// The encoder.
@@ -213,6 +222,7 @@ fn chinese_share(text: &str) -> f32 {
 pub struct Pipeline {
     text: TextPipeline,
     network: Network,
+    lexical: Lexical,
     calibration: Calibration,
     identity: ModelIdentity,
     types: LabelSet,
@@ -277,7 +287,7 @@ impl Pipeline {
         taxonomy: Taxonomy,
     ) -> Result<Self, PipelineError> {
         let manifest = &bundle.manifest;
-        let TextSettings { chunk_tokens, overlap_tokens, .. } = manifest.text;
+        let TextSettings { chunk_tokens, overlap_tokens, ngram_buckets, .. } = manifest.text;
         let encoder = Encoder::new(bundle.tokenizer.clone(), chunk_tokens, overlap_tokens)?;
         let grounds =
             LabelSet::new(manifest.heads.grounds.iter().cloned()).map_err(BundleError::Labels)?;
@@ -292,7 +302,8 @@ impl Pipeline {
         let mut metadata = serde_json::json!({ "metrics": bundle.metrics });
         metadata["bundle"] = serde_json::to_value(manifest).expect("a manifest is plain data");
         Ok(Self {
-            text: TextPipeline::new(segmenter, encoder),
+            text: TextPipeline::new(segmenter, encoder, ngram_buckets),
+            lexical: Lexical::load(&bundle.weights, ngram_buckets, bundle.head_sizes())?,
             network: Network::load(&bundle.weights, &bundle.config, bundle.head_sizes())?,
             calibration: Calibration::from(&manifest.calibration),
             identity: ModelIdentity {
@@ -335,21 +346,17 @@ impl Pipeline {
         self.text.without(probe, removed)
     }
 
-    /// Uncalibrated logits, one entry per prepared text, in order.
-    ///
-    /// # Errors
-    /// [`PipelineError::Model`] when the computation fails.
-    pub fn logits(&self, batch: &[&Prepared]) -> Result<Vec<TextLogits>, PipelineError> {
-        let texts: Vec<&[Encoding]> = batch.iter().map(|it| it.chunks.as_slice()).collect();
-        Ok(self.network.logits(&texts)?)
-    }
-
     /// One prediction per prepared text, in order.
     ///
     /// # Errors
     /// [`PipelineError::Model`] when the computation fails.
     pub fn predict(&self, batch: &[&Prepared]) -> Result<Vec<Prediction>, PipelineError> {
-        Ok(self.logits(batch)?.iter().map(|it| self.calibration.apply(it)).collect())
+        let texts: Vec<&[Encoding]> = batch.iter().map(|it| it.chunks.as_slice()).collect();
+        let by_encoder = self.network.logits(&texts)?;
+        let pairs = by_encoder.iter().zip(batch);
+        Ok(pairs
+            .map(|(it, row)| self.calibration.apply(it, &self.lexical.logits(&row.ngrams)))
+            .collect())
     }
 
     /// The policy's word on one prediction.

@@ -1,6 +1,7 @@
 //! Characters to token ids: normalize, redact, segment, encode. Knows no model and no labels.
 
 pub mod encode;
+pub mod ngrams;
 pub mod normalize;
 pub mod redact;
 pub mod segment;

@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod audit;
+pub mod lexical;
 pub mod loss;
 pub mod split;
 pub mod trainer;

@@ -56,6 +56,9 @@ pub struct TrainArgs {
     /// 训练时随机遮住的词元比例
     #[arg(long, default_value_t = Settings::default().token_dropout)]
     token_dropout: f32,
+    /// 快速模式：编码器不动，只训练各分类头与词法部分
+    #[arg(long)]
+    frozen: bool,
     /// 验证集所占比例
     #[arg(long, default_value_t = 0.1)]
     validation_share: f64,
@@ -82,10 +85,12 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     let text = TextSettings {
         chunk_tokens: base.config.max_position_embeddings,
         overlap_tokens: base.config.max_position_embeddings / 8,
+        ngram_buckets: Settings::default().ngram_buckets,
         segmenter: SEGMENTER.into(),
     };
     let encoder = Encoder::new(base.tokenizer.clone(), text.chunk_tokens, text.overlap_tokens)?;
-    let pipeline = TextPipeline::new(segmenter(config.user_dict.as_deref())?, encoder);
+    let pipeline =
+        TextPipeline::new(segmenter(config.user_dict.as_deref())?, encoder, text.ngram_buckets);
     let examples = cases
         .par_iter()
         .map(|it| example(it, &pipeline, &taxonomy))
@@ -115,6 +120,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
         token_dropout: args.token_dropout,
         embedding_rate: args.embedding_rate,
         mask_token_id: base.tokenizer.token_to_id("[MASK]"),
+        is_frozen: args.frozen,
         seed: args.seed,
         ..Settings::default()
     };
@@ -166,9 +172,9 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
                 grounds: taxonomy.ground_codes().codes().map(str::to_owned).collect(),
             },
             calibration: CalibrationSettings {
-                type_temperature: calibration.type_temperature,
-                level_temperature: calibration.level_temperature,
-                grounds_temperature: calibration.grounds_temperature,
+                kind: calibration.kind,
+                level: calibration.level,
+                grounds: calibration.grounds,
                 set_threshold: calibration.set_threshold,
                 coverage: settings.coverage,
             },
@@ -231,7 +237,7 @@ fn example(
             .as_ref()
             .map(|its| grounds.codes().map(|code| its.iter().any(|it| it == code)).collect()),
     };
-    Ok(Example { chunks: prepared.chunks, target })
+    Ok(Example { chunks: prepared.chunks, ngrams: prepared.ngrams, target })
 }
 
 /// Digest of what the cases say, whatever the file looks like.
@@ -267,6 +273,8 @@ fn card(
     taxonomy: &Taxonomy,
 ) -> String {
     let training = &manifest.training;
+    let calibration = &manifest.calibration;
+    let mixes = [calibration.kind, calibration.level, calibration.grounds];
     let mut out = format!(
         "# {} {}\n\nWritten by `triage train`; change the training, not this file.\n\n\
          Labels a Chinese public-opinion item with one of {} types, a sensitivity level and its grounds. \
@@ -277,7 +285,8 @@ fn card(
          | what | value |\n| --- | --- |\n\
          | cases trained on / held out | {} / {} |\n| epoch kept | {} |\n| seed | {} |\n| base | {} |\n\
          | data | `{}` |\n| split | `{}` |\n| code | opinion-triage {} |\n| coverage asked of prediction sets | {} |\n\n\
-         Temperatures: type {:.3}, level {:.3}, grounds {:.3}; a type is in the prediction set from {:.4} on.\n",
+         Mix of the halves (encoder temperature, weight of the n-grams): type {:.3}, {:.3}; level {:.3}, {:.3}; \
+         grounds {:.3}, {:.3}. A type is in the prediction set from {:.4} on.\n",
         manifest.name,
         manifest.version,
         taxonomy.types.len(),
@@ -290,9 +299,12 @@ fn card(
         training.split_digest,
         training.code_version,
         manifest.calibration.coverage,
-        manifest.calibration.type_temperature,
-        manifest.calibration.level_temperature,
-        manifest.calibration.grounds_temperature,
+        mixes[0].temperature,
+        mixes[0].lexical_weight,
+        mixes[1].temperature,
+        mixes[1].lexical_weight,
+        mixes[2].temperature,
+        mixes[2].lexical_weight,
         manifest.calibration.set_threshold,
     );
     out += "\n## Quality\n\nThe held-out cases chose the epoch and fitted the calibration, so their figures flatter.\n";

@@ -190,8 +190,8 @@ fn loss(
     (total, gradient)
 }
 
-/// L-BFGS from `point`.
-fn minimize(mut point: Vec<f32>, objective: impl Fn(&[f32]) -> (f64, Vec<f32>)) -> Vec<f32> {
+/// The lowest point L-BFGS finds from `point`; `objective` gives value and gradient.
+pub fn minimize(mut point: Vec<f32>, objective: impl Fn(&[f32]) -> (f64, Vec<f32>)) -> Vec<f32> {
     // Fixed parts, added in order: the same sum on every run.
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         const PART: usize = 1 << 14;

@@ -11,15 +11,16 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokenizers::Tokenizer;
 
-use super::calibration::Calibration;
+use super::calibration::{Calibration, Mix};
 use super::config;
 use super::heads::{HeadSizes, Heads};
+use super::lexical::Lexical;
 use super::weights::Weights;
 use crate::domain::label::{InvalidLabelSet, LabelSet};
 use crate::text::vocabulary::tokenizer_from;
 
 /// The bundle format this binary reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const MANIFEST: &str = "bundle.toml";
 pub(super) const CONFIG: &str = "config.json";
@@ -80,6 +81,8 @@ pub struct TextSettings {
     pub chunk_tokens: usize,
     /// Tokens neighbouring chunks share.
     pub overlap_tokens: usize,
+    /// Buckets that n-grams fall into.
+    pub ngram_buckets: usize,
     /// The segmenter and its dictionary.
     pub segmenter: String,
 }
@@ -98,12 +101,12 @@ pub struct HeadSettings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CalibrationSettings {
-    /// Divides the type logits.
-    pub type_temperature: f32,
-    /// Divides the level logits.
-    pub level_temperature: f32,
-    /// Divides the grounds logits.
-    pub grounds_temperature: f32,
+    /// How the type logits mix.
+    pub kind: Mix,
+    /// How the level logits mix.
+    pub level: Mix,
+    /// How the grounds logits mix.
+    pub grounds: Mix,
     /// Least probability of a type in the prediction set.
     pub set_threshold: f32,
     /// Share of texts whose prediction set holds the true type, as asked for.
@@ -304,6 +307,7 @@ impl Bundle {
                 text: TextSettings {
                     chunk_tokens: 32,
                     overlap_tokens: 4,
+                    ngram_buckets: 256,
                     segmenter: String::new(),
                 },
                 heads: HeadSettings {
@@ -311,9 +315,9 @@ impl Bundle {
                     grounds: taxonomy.ground_codes().codes().map(str::to_owned).collect(),
                 },
                 calibration: CalibrationSettings {
-                    type_temperature: 1.0,
-                    level_temperature: 1.0,
-                    grounds_temperature: 1.0,
+                    kind: Mix::ENCODER,
+                    level: Mix::ENCODER,
+                    grounds: Mix::ENCODER,
                     set_threshold: 1.0,
                     coverage: 0.9,
                 },
@@ -339,6 +343,13 @@ impl Bundle {
         let sizes = bundle.head_sizes();
         Heads::start(&mut bundle.weights, bundle.config.hidden_size, sizes, 1)
             .expect("plain tensors can be made");
+        let lexical = Lexical {
+            idf: vec![1.0; 256],
+            weight: vec![0.0; 256 * sizes.n_outputs()],
+            bias: vec![0.0; sizes.n_outputs()],
+            sizes,
+        };
+        lexical.store(&mut bundle.weights).expect("plain tensors can be made");
         bundle
     }
 }
@@ -346,9 +357,9 @@ impl Bundle {
 impl From<&CalibrationSettings> for Calibration {
     fn from(it: &CalibrationSettings) -> Self {
         Self {
-            type_temperature: it.type_temperature,
-            level_temperature: it.level_temperature,
-            grounds_temperature: it.grounds_temperature,
+            kind: it.kind,
+            level: it.level,
+            grounds: it.grounds,
             set_threshold: it.set_threshold,
         }
     }
@@ -416,7 +427,11 @@ mod tests {
             fs::write(&path, &whole).unwrap();
         }
         let manifest = fs::read_to_string(dir.join(MANIFEST)).unwrap();
-        fs::write(dir.join(MANIFEST), manifest.replace("format = 1", "format = 7")).unwrap();
+        fs::write(
+            dir.join(MANIFEST),
+            manifest.replace(&format!("format = {FORMAT}"), "format = 7"),
+        )
+        .unwrap();
         assert!(load_error(&dir).contains("format 7"));
     }
 

@@ -1,9 +1,13 @@
-//! Logits to probabilities a reader can take at their word: one temperature per head and a conformal
-//! threshold for the type, both fitted on cases the model was not trained on.
+//! Two opinions to probabilities a reader can take at their word: for each head a temperature for the
+//! encoder's logits and a weight for the lexical half's, and a conformal threshold for the type, all
+//! fitted on cases that neither was trained on.
 //!
-//! Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature scaling);
+//! Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature scaling); Genest and
+//! Zidek 1986, "Combining Probability Distributions" (logarithmic pooling: weighted sums of logits);
 //! Sadinle, Lei and Wasserman 2019 (least ambiguous sets: a label is in the set when its probability
 //! is at least one minus the calibration quantile).
+
+use serde::{Deserialize, Serialize};
 
 use super::heads::TextLogits;
 use crate::domain::prediction::{Prediction, Probability};
@@ -11,28 +15,60 @@ use crate::domain::prediction::{Prediction, Probability};
 /// What turns logits into probabilities.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibration {
-    /// Divides the type logits.
-    pub type_temperature: f32,
-    /// Divides the level logits.
-    pub level_temperature: f32,
-    /// Divides the grounds logits.
-    pub grounds_temperature: f32,
+    /// How the type logits mix.
+    pub kind: Mix,
+    /// How the level logits mix.
+    pub level: Mix,
+    /// How the grounds logits mix.
+    pub grounds: Mix,
     /// A type is in the prediction set when its probability is at least this.
     pub set_threshold: f32,
 }
 
+/// How the two halves' logits become one: `encoder / temperature + lexical * lexical_weight`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mix {
+    /// Divides the encoder's logits.
+    pub temperature: f32,
+    /// Multiplies the lexical half's.
+    pub lexical_weight: f32,
+}
+
+impl Mix {
+    /// The encoder's logits as they are.
+    pub const ENCODER: Self = Self { temperature: 1.0, lexical_weight: 0.0 };
+
+    fn apply(self, encoder: &[f32], lexical: &[f32]) -> Vec<f32> {
+        let mixed = encoder.iter().zip(lexical);
+        mixed.map(|(a, b)| a / self.temperature + b * self.lexical_weight).collect()
+    }
+}
+
+/// One head's logits for one text, by each half.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TwoLogits<'a> {
+    /// The encoder's.
+    pub encoder: &'a [f32],
+    /// The lexical half's.
+    pub lexical: &'a [f32],
+}
+
+impl TwoLogits<'_> {
+    fn mix(self, mix: Mix) -> Vec<f32> {
+        mix.apply(self.encoder, self.lexical)
+    }
+}
+
 impl Calibration {
-    /// No calibration: temperatures 1 and sets of the top type alone.
-    pub const NONE: Self = Self {
-        type_temperature: 1.0,
-        level_temperature: 1.0,
-        grounds_temperature: 1.0,
-        set_threshold: 1.0,
-    };
+    /// No calibration: the encoder alone, and sets of the top type alone.
+    pub const NONE: Self =
+        Self { kind: Mix::ENCODER, level: Mix::ENCODER, grounds: Mix::ENCODER, set_threshold: 1.0 };
 
     /// The calibrated prediction for one text's logits.
-    pub fn apply(&self, logits: &TextLogits) -> Prediction {
-        let types = softmax(&logits.kind, self.type_temperature);
+    pub fn apply(&self, encoder: &TextLogits, lexical: &TextLogits) -> Prediction {
+        let type_logits = self.kind.apply(&encoder.kind, &lexical.kind);
+        let types = softmax(&type_logits, 1.0);
         let mut by_probability: Vec<usize> = (0..types.len()).collect();
         by_probability.sort_by(|&a, &b| types[b].total_cmp(&types[a]).then(a.cmp(&b)));
         let mut prediction_set: Vec<usize> =
@@ -40,17 +76,14 @@ impl Calibration {
         if prediction_set.is_empty() {
             prediction_set.push(by_probability[0]);
         }
+        let level = self.level.apply(&encoder.level, &lexical.level);
+        let grounds = self.grounds.apply(&encoder.grounds, &lexical.grounds);
         Prediction {
-            type_logits: logits.kind.clone(),
+            type_logits,
             type_probabilities: probabilities(types),
             prediction_set,
-            level_probabilities: probabilities(level_probabilities(
-                &logits.level,
-                self.level_temperature,
-            )),
-            ground_probabilities: probabilities(
-                logits.grounds.iter().map(|it| sigmoid(it / self.grounds_temperature)).collect(),
-            ),
+            level_probabilities: probabilities(level_probabilities(&level)),
+            ground_probabilities: probabilities(grounds.into_iter().map(sigmoid).collect()),
         }
     }
 }
@@ -69,12 +102,12 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 /// Probability of each level from the logits of "above level 0", "above level 1", …
-fn level_probabilities(logits: &[f32], temperature: f32) -> Vec<f32> {
+fn level_probabilities(logits: &[f32]) -> Vec<f32> {
     // "Above 2" cannot be likelier than "above 1"; the head does not know, so it is enforced here.
     let mut above = 1.0_f32;
     let mut levels = Vec::with_capacity(logits.len() + 1);
     for logit in logits {
-        let next = sigmoid(logit / temperature).min(above);
+        let next = sigmoid(*logit).min(above);
         levels.push(above - next);
         above = next;
     }
@@ -96,34 +129,30 @@ fn probabilities(values: Vec<f32>) -> Vec<Probability> {
 /// each ground)`; `coverage` is the share of texts whose prediction set must hold the true type.
 /// An empty part leaves its head uncalibrated.
 pub fn fit(
-    types: &[(&[f32], usize)],
-    levels: &[(&[f32], usize)],
-    grounds: &[(&[f32], Vec<bool>)],
+    types: &[(TwoLogits<'_>, usize)],
+    levels: &[(TwoLogits<'_>, usize)],
+    grounds: &[(TwoLogits<'_>, Vec<bool>)],
     coverage: f32,
 ) -> Calibration {
     let nll = |p: f32| f64::from(-p.max(1e-12).ln());
-    let type_temperature = best_temperature(|temperature| {
-        types.iter().map(|(logits, truth)| nll(softmax(logits, temperature)[*truth])).sum()
+    let kind = best_mix(|mix| {
+        types.iter().map(|(logits, truth)| nll(softmax(&logits.mix(mix), 1.0)[*truth])).sum()
     });
-    let level_temperature = best_temperature(|temperature| {
-        levels
-            .iter()
-            .map(|(logits, truth)| nll(level_probabilities(logits, temperature)[*truth]))
-            .sum()
-    });
-    let grounds_temperature = best_temperature(|temperature| {
-        let of_row = |(logits, truth): &(&[f32], Vec<bool>)| -> f64 {
-            let pairs = logits.iter().zip(truth);
-            pairs
-                .map(|(logit, &is_true)| {
-                    nll(sigmoid(if is_true { *logit } else { -logit } / temperature))
-                })
-                .sum()
+    let level = best_mix(|mix| {
+        let of_text = |(logits, truth): &(TwoLogits<'_>, usize)| {
+            nll(level_probabilities(&logits.mix(mix))[*truth])
         };
-        grounds.iter().map(of_row).sum()
+        levels.iter().map(of_text).sum()
+    });
+    let ground_mix = best_mix(|mix| {
+        let of_text = |(logits, truth): &(TwoLogits<'_>, Vec<bool>)| -> f64 {
+            let mixed = logits.mix(mix).into_iter().zip(truth);
+            mixed.map(|(logit, &is_true)| nll(sigmoid(if is_true { logit } else { -logit }))).sum()
+        };
+        grounds.iter().map(of_text).sum()
     });
     let mut true_probabilities: Vec<f32> =
-        types.iter().map(|(logits, truth)| softmax(logits, type_temperature)[*truth]).collect();
+        types.iter().map(|(logits, truth)| softmax(&logits.mix(kind), 1.0)[*truth]).collect();
     true_probabilities.sort_by(f32::total_cmp);
     let n = true_probabilities.len();
     // Split conformal: of n calibration texts at most floor((n + 1)(1 - coverage)) may fall below.
@@ -132,7 +161,23 @@ pub fn fit(
         Some(idx) if idx < n => true_probabilities[idx],
         _ => 0.0,
     };
-    Calibration { type_temperature, level_temperature, grounds_temperature, set_threshold }
+    Calibration { kind, level, grounds: ground_mix, set_threshold }
+}
+
+/// The mix with the least loss, one number at a time: the loss of mixed logits has one valley.
+/// [`Mix::ENCODER`] when the loss depends on neither.
+fn best_mix(loss: impl Fn(Mix) -> f64) -> Mix {
+    const ROUNDS: usize = 8;
+    const MAX_WEIGHT: f64 = 4.0;
+    let mut mix = Mix::ENCODER;
+    for _ in 0..ROUNDS {
+        let with = |lexical_weight: f64| Mix { lexical_weight: lexical_weight as f32, ..mix };
+        if loss(with(0.0)) != loss(with(MAX_WEIGHT)) {
+            mix.lexical_weight = golden_section(0.0, MAX_WEIGHT, |it| loss(with(it))) as f32;
+        }
+        mix.temperature = best_temperature(|temperature| loss(Mix { temperature, ..mix }));
+    }
+    mix
 }
 
 /// The temperature in 0.25..=8 with the least loss: a coarse grid in the logarithm, then golden
@@ -141,19 +186,24 @@ fn best_temperature(loss: impl Fn(f32) -> f64) -> f32 {
     const STEPS: i32 = 20;
     let at = |step: f64| (0.25_f64.ln() + (8.0_f64 / 0.25).ln() * step / f64::from(STEPS)).exp();
     let loss = |step: f64| loss(at(step) as f32);
-    let (mut low, mut high) = (0.0, f64::from(STEPS));
+    let (low, high) = (0.0, f64::from(STEPS));
     if loss(low) == loss(high) {
         return 1.0;
     }
     let best =
         (0..=STEPS).map(f64::from).min_by(|&a, &b| loss(a).total_cmp(&loss(b))).unwrap_or(0.0);
-    (low, high) = ((best - 1.0).max(low), (best + 1.0).min(high));
+    let (low, high) = ((best - 1.0).max(low), (best + 1.0).min(high));
+    at(golden_section(low, high, loss)) as f32
+}
+
+/// Where `loss` is least between `low` and `high`, if it has one valley there.
+fn golden_section(mut low: f64, mut high: f64, loss: impl Fn(f64) -> f64) -> f64 {
     let golden = (5_f64.sqrt() - 1.0) / 2.0;
-    for _ in 0..30 {
+    for _ in 0..20 {
         let (left, right) = (high - golden * (high - low), low + golden * (high - low));
         if loss(left) < loss(right) { high = right } else { low = left }
     }
-    at((low + high) / 2.0) as f32
+    (low + high) / 2.0
 }
 
 #[cfg(test)]
@@ -176,7 +226,7 @@ mod tests {
     #[test]
     fn levels_sum_to_one_even_when_thresholds_cross() {
         for logits in [[2.0, 0.0, -2.0], [-2.0, 0.0, 2.0], [90.0, -90.0, 90.0]] {
-            let levels = level_probabilities(&logits, 1.0);
+            let levels = level_probabilities(&logits);
             assert!((levels.iter().sum::<f32>() - 1.0).abs() < 1e-6, "{logits:?}");
             assert!(levels.iter().all(|it| *it >= 0.0), "{logits:?}");
         }
@@ -185,21 +235,44 @@ mod tests {
     #[test]
     fn fit_finds_overconfidence() {
         // Logits claim 95 % but are right 3 times in 4: the honest margin is ln 3.
-        let logits = [3.0_f32, 0.0];
-        let types: Vec<(&[f32], usize)> =
-            (0..400).map(|it| (logits.as_slice(), usize::from(it % 4 == 0))).collect();
+        let two = TwoLogits { encoder: &[3.0, 0.0], lexical: &[0.0, 0.0] };
+        let types: Vec<_> = (0..400).map(|it| (two, usize::from(it % 4 == 0))).collect();
         let calibration = fit(&types, &[], &[], 0.9);
-        let p = softmax(&logits, calibration.type_temperature)[0];
+        let p = softmax(&two.mix(calibration.kind), 1.0)[0];
         assert!((p - 0.75).abs() < 0.01, "{p}");
-        assert_eq!(calibration.level_temperature, 1.0);
+        assert_eq!(calibration.level, Mix::ENCODER);
         // A quarter of the truths has probability 0.25, so 90 % coverage needs both labels.
-        let text = TextLogits { kind: logits.to_vec(), level: vec![0.0], grounds: vec![] };
-        assert_eq!(calibration.apply(&text).prediction_set, [0, 1]);
+        let text =
+            |kind: &[f32]| TextLogits { kind: kind.to_vec(), level: vec![0.0], grounds: vec![] };
+        let prediction = calibration.apply(&text(two.encoder), &text(two.lexical));
+        assert_eq!(prediction.prediction_set, [0, 1]);
+    }
+
+    #[test]
+    fn fit_trusts_the_half_that_is_right() {
+        let (a, b) = ([1.0, 0.0], [0.0, 1.0]);
+        // One half knows; the other says `a` whatever the truth.
+        let knows = |truth: usize| if truth == 0 { a.as_slice() } else { b.as_slice() };
+        // It errs one time in ten, so that no weight is best at infinity.
+        let truths: Vec<(usize, usize)> =
+            (0..200).map(|it| (it % 2, if it % 20 < 2 { 1 - it % 2 } else { it % 2 })).collect();
+        let lexical: Vec<_> = truths
+            .iter()
+            .map(|&(said, truth)| (TwoLogits { encoder: &a, lexical: knows(said) }, truth))
+            .collect();
+        let mix = fit(&lexical, &[], &[], 0.9).kind;
+        assert!(mix.lexical_weight > 2.0 * mix.temperature.recip(), "{mix:?}");
+        let encoder: Vec<_> = truths
+            .iter()
+            .map(|&(said, truth)| (TwoLogits { encoder: knows(said), lexical: &a }, truth))
+            .collect();
+        let mix = fit(&encoder, &[], &[], 0.9).kind;
+        assert!(mix.temperature.recip() > 2.0 * mix.lexical_weight, "{mix:?}");
     }
 
     #[test]
     fn no_calibration_gives_sets_of_one() {
         let text = TextLogits { kind: vec![0.0, 0.1, 0.0], level: vec![0.0], grounds: vec![5.0] };
-        assert_eq!(Calibration::NONE.apply(&text).prediction_set, [1]);
+        assert_eq!(Calibration::NONE.apply(&text, &text).prediction_set, [1]);
     }
 }

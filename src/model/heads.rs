@@ -27,6 +27,11 @@ pub struct HeadSizes {
 }
 
 impl HeadSizes {
+    /// Outputs of all heads together.
+    pub fn n_outputs(self) -> usize {
+        self.layers().iter().map(|it| it.1).sum()
+    }
+
     fn layers(self) -> [(&'static str, usize); 3] {
         [(TYPE, self.n_types), (LEVEL, self.n_levels - 1), (GROUNDS, self.n_grounds)]
     }

@@ -1,6 +1,6 @@
 //! Encoder and heads as one: chunks of token ids in, logits of each text out.
 
-use candle_core::Result;
+use candle_core::{Result, Tensor};
 use candle_transformers::models::bert::Config;
 use rayon::prelude::*;
 
@@ -46,6 +46,43 @@ impl Network {
         let padded = PaddedRows::new(rows, self.pad_token_id)?;
         let pooled = mode.dropout(self.transformer.pooled(&padded, mode)?)?;
         self.heads.forward(&pooled)
+    }
+
+    /// The heads' logits on pooled vectors `(batch, hidden)`.
+    ///
+    /// # Errors
+    /// When the width differs.
+    pub fn answer(&self, pooled: &Tensor) -> Result<HeadLogits> {
+        self.heads.forward(pooled)
+    }
+
+    /// Pooled vectors `(rows, hidden)`, without gradient.
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn pooled(&self, rows: &[&[u32]]) -> Result<Tensor> {
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&it| rows[it].len());
+        let mut groups = Vec::new();
+        let mut rest = order.as_slice();
+        while !rest.is_empty() {
+            let (group, others) = rest.split_at(group_len(rest.iter().map(|&it| rows[it].len())));
+            groups.push(group);
+            rest = others;
+        }
+        let computed = groups
+            .par_iter()
+            .map(|group| {
+                let ids: Vec<&[u32]> = group.iter().map(|&it| rows[it]).collect();
+                let padded = PaddedRows::new(&ids, self.pad_token_id)?;
+                Ok(self.transformer.pooled(&padded, &Mode::Eval)?.detach())
+            })
+            .collect::<Result<Vec<Tensor>>>()?;
+        // Back into the order of `rows`.
+        let mut places = vec![0_u32; rows.len()];
+        order.iter().zip(0..).for_each(|(&idx, place)| places[idx] = place);
+        let places = Tensor::from_vec(places, rows.len(), computed[0].device())?;
+        Tensor::cat(&computed, 0)?.index_select(&places, 0)
     }
 
     /// Logits of each text; a text of several chunks gets the mean of theirs, weighted by tokens.

@@ -1,20 +1,24 @@
-//! Epochs: fine-tunes encoder and heads together, keeps the best epoch by validation macro-F1.
+//! Epochs: fine-tunes encoder and heads together, or the heads alone, beside a lexical half; keeps the
+//! epoch whose calibrated mix of both has the best validation macro-F1.
 
-use candle_core::Result;
+use candle_core::{Device, Result, Tensor};
 use candle_transformers::models::bert::Config;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::adamw::AdamW;
+use super::lexical;
 use super::loss::{Target, loss};
+use crate::domain::prediction::Prediction;
 use crate::evaluation::metrics;
-use crate::model::calibration::{self, Calibration};
+use crate::model::calibration::{self, Calibration, TwoLogits};
 use crate::model::heads::{HeadSizes, TextLogits};
 use crate::model::network::Network;
 use crate::model::transformer::{Dropout, Mode};
 use crate::model::weights::Weights;
 use crate::text::Encoding;
+use crate::text::ngrams::Ngrams;
 
 /// How to train.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +46,10 @@ pub struct Settings {
     pub mask_token_id: Option<u32>,
     /// Share of texts whose prediction set must hold the true type.
     pub coverage: f32,
+    /// Buckets that the cases' n-grams fall into.
+    pub ngram_buckets: usize,
+    /// Leave the encoder as it is and train the heads only: minutes become seconds.
+    pub is_frozen: bool,
     /// Seed of every random draw.
     pub seed: u64,
 }
@@ -60,6 +68,8 @@ impl Default for Settings {
             token_dropout: 0.15,
             mask_token_id: None,
             coverage: 0.95,
+            ngram_buckets: 1 << 17,
+            is_frozen: false,
             seed: 42,
         }
     }
@@ -70,6 +80,8 @@ impl Default for Settings {
 pub struct Example {
     /// Its chunks.
     pub chunks: Vec<Encoding>,
+    /// Its n-grams.
+    pub ngrams: Ngrams,
     /// What it teaches.
     pub target: Target,
 }
@@ -99,14 +111,14 @@ pub enum Event {
 
 /// The best epoch's model.
 pub struct Trained {
-    /// Encoder and heads.
+    /// Encoder, heads and lexical half.
     pub weights: Weights,
     /// Epoch they come from, from 1.
     pub epoch: usize,
     /// Fitted on the validation cases.
     pub calibration: Calibration,
-    /// Validation logits of the best epoch, in order.
-    pub validation_logits: Vec<TextLogits>,
+    /// Calibrated validation predictions of the best epoch, in order.
+    pub validation: Vec<Prediction>,
 }
 
 /// Trains `start` (encoder and heads) on `train`.
@@ -126,7 +138,8 @@ pub fn train(
     mut on_event: impl FnMut(Event),
 ) -> Result<Trained> {
     assert!(!train.is_empty() && !validation.is_empty(), "both parts of the split need cases");
-    let (vars, tensors) = start.trainable()?;
+    let (mut vars, tensors) = start.trainable()?;
+    vars.retain(|name, _| !(settings.is_frozen && name.starts_with("bert.")));
     let network = Network::load(&tensors, config, sizes)?;
     let mut adamw = AdamW::new(&vars, |name| match name {
         "bert.embeddings.word_embeddings.weight" => settings.embedding_rate,
@@ -138,6 +151,14 @@ pub fn train(
     let mode = Mode::Train(&dropout);
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let rows: Vec<&[u32]> = train.iter().map(|it| first_tokens(it, settings.max_tokens)).collect();
+    let lexical = {
+        let ngrams: Vec<&Ngrams> = train.iter().map(|it| &it.ngrams).collect();
+        let targets: Vec<&Target> = train.iter().map(|it| &it.target).collect();
+        lexical::fit(&ngrams, &targets, sizes, settings.ngram_buckets)
+    };
+    let by_words: Vec<TextLogits> =
+        validation.iter().map(|it| lexical.logits(&it.ngrams)).collect();
+    let pooled = settings.is_frozen.then(|| network.pooled(&rows)).transpose()?;
     let mut steps = 0.0_f32;
     let expected_steps = settings.epochs as f32
         * batches(&rows, settings.batch_tokens, &mut rng.clone()).len() as f32;
@@ -146,11 +167,18 @@ pub fn train(
     for epoch in 1..=settings.epochs {
         let mut n_done = 0;
         for batch in batches(&rows, settings.batch_tokens, &mut rng) {
-            let hidden: Vec<Vec<u32>> =
-                batch.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
-            let ids: Vec<&[u32]> = hidden.iter().map(Vec::as_slice).collect();
+            let logits = if let Some(pooled) = &pooled {
+                let rows: Vec<u32> = batch.iter().map(|&it| it as u32).collect();
+                let rows = Tensor::from_vec(rows, batch.len(), &Device::Cpu)?;
+                network.answer(&mode.dropout(pooled.index_select(&rows, 0)?)?)?
+            } else {
+                let hidden: Vec<Vec<u32>> =
+                    batch.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
+                let ids: Vec<&[u32]> = hidden.iter().map(Vec::as_slice).collect();
+                network.forward(&ids, &mode)?
+            };
             let targets: Vec<&Target> = batch.iter().map(|&it| &train[it].target).collect();
-            let loss = loss(&network.forward(&ids, &mode)?, &targets, &class_weights)?;
+            let loss = loss(&logits, &targets, &class_weights)?;
             adamw.step(
                 &loss.backward()?,
                 settings.learning_rate * schedule(steps / expected_steps),
@@ -160,26 +188,26 @@ pub fn train(
             on_event(Event::Step { epoch, n_done, loss: loss.to_scalar()? });
         }
         let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
-        let logits = network.logits(&texts)?;
-        let score = macro_f1(&logits, validation, sizes.n_types);
+        let by_encoder = network.logits(&texts)?;
+        let calibration = calibrate(&by_encoder, &by_words, validation, settings.coverage);
+        let pairs = by_encoder.iter().zip(&by_words);
+        let predictions: Vec<Prediction> = pairs.map(|(a, b)| calibration.apply(a, b)).collect();
+        let score = macro_f1(&predictions, validation, sizes.n_types);
         // On a tie the later epoch: its level and grounds heads have learned longer.
         let is_best = score >= best_score;
         on_event(Event::Epoch { epoch, macro_f1: score, is_best });
         if is_best {
             best_score = score;
-            best = Some(Trained {
-                weights: tensors.snapshot()?,
-                epoch,
-                calibration: calibrate(&logits, validation, settings.coverage),
-                validation_logits: logits,
-            });
+            let weights = tensors.snapshot()?;
+            best = Some(Trained { weights, epoch, calibration, validation: predictions });
         } else if best.as_ref().is_some_and(|it| epoch - it.epoch >= settings.patience) {
             break;
         }
     }
-    let Some(best) = best else {
+    let Some(mut best) = best else {
         candle_core::bail!("no epoch was trained; set epochs to 1 or more")
     };
+    lexical.store(&mut best.weights)?;
     Ok(best)
 }
 
@@ -245,20 +273,29 @@ fn batches(rows: &[&[u32]], batch_tokens: usize, rng: &mut ChaCha8Rng) -> Vec<Ve
     batches
 }
 
-fn macro_f1(logits: &[TextLogits], cases: &[Example], n_types: usize) -> f32 {
+fn macro_f1(predictions: &[Prediction], cases: &[Example], n_types: usize) -> f32 {
     let truth: Vec<usize> = cases.iter().map(|it| it.target.label).collect();
-    let predicted: Vec<usize> =
-        logits.iter().map(|it| Calibration::NONE.apply(it).type_idx()).collect();
+    let predicted: Vec<usize> = predictions.iter().map(Prediction::type_idx).collect();
     metrics::macro_f1(&truth, &predicted, n_types).unwrap_or(0.0) as f32
 }
 
-fn calibrate(logits: &[TextLogits], cases: &[Example], coverage: f32) -> Calibration {
-    let pairs = || logits.iter().zip(cases);
-    let types: Vec<_> = pairs().map(|(it, case)| (it.kind.as_slice(), case.target.label)).collect();
+fn calibrate(
+    by_encoder: &[TextLogits],
+    by_words: &[TextLogits],
+    cases: &[Example],
+    coverage: f32,
+) -> Calibration {
+    // One head's logits by both halves, with the case's target.
+    let head = |of: fn(&TextLogits) -> &[f32]| {
+        let pairs = by_encoder.iter().zip(by_words).zip(cases);
+        pairs
+            .map(move |((a, b), case)| (TwoLogits { encoder: of(a), lexical: of(b) }, &case.target))
+    };
+    let types: Vec<_> = head(|it| &it.kind).map(|(it, target)| (it, target.label)).collect();
     let levels: Vec<_> =
-        pairs().filter_map(|(it, case)| Some((it.level.as_slice(), case.target.level?))).collect();
-    let grounds: Vec<_> = pairs()
-        .filter_map(|(it, case)| Some((it.grounds.as_slice(), case.target.grounds.clone()?)))
+        head(|it| &it.level).filter_map(|(it, target)| Some((it, target.level?))).collect();
+    let grounds: Vec<_> = head(|it| &it.grounds)
+        .filter_map(|(it, target)| Some((it, target.grounds.clone()?)))
         .collect();
     calibration::fit(&types, &levels, &grounds, coverage)
 }
@@ -293,6 +330,7 @@ mod tests {
                 let ids = vec![2, 11 + (idx as u32 * 7) % 15, mark, 11 + (idx as u32 * 5) % 13, 3];
                 Example {
                     chunks: vec![Encoding { ids }],
+                    ngrams: Ngrams::new(),
                     target: Target {
                         label: usize::from(is_one),
                         alt: None,
@@ -339,14 +377,25 @@ mod tests {
                 .unwrap()
         };
         let trained = run();
-        assert_eq!(macro_f1(&trained.validation_logits, &examples(16), 2), 1.0);
-        let levels: Vec<usize> = trained
-            .validation_logits
-            .iter()
-            .map(|it| trained.calibration.apply(it).level())
-            .collect();
+        assert_eq!(macro_f1(&trained.validation, &examples(16), 2), 1.0);
+        let levels: Vec<usize> = trained.validation.iter().map(Prediction::level).collect();
         assert_eq!(levels, [0, 3].repeat(8));
-        assert_eq!(trained.validation_logits, run().validation_logits);
+        assert_eq!(trained.validation, run().validation);
+    }
+
+    #[test]
+    fn a_frozen_encoder_stays_as_it_was() {
+        let (config, weights) = start();
+        let settings = Settings { epochs: 2, is_frozen: true, ..Default::default() };
+        let trained =
+            train(&weights, &config, SIZES, &examples(32), &examples(8), &settings, |_| ())
+                .unwrap();
+        for (name, tensor) in weights.iter() {
+            let after = trained.weights.get(name, tensor.dims()).unwrap();
+            let gap = (tensor - after).unwrap().abs().unwrap().sum_all().unwrap();
+            let is_same = gap.to_scalar::<f32>().unwrap() == 0.0;
+            assert_eq!(is_same, name.starts_with("bert."), "{name}");
+        }
     }
 
     #[test]
