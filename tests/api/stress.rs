@@ -90,20 +90,21 @@ async fn read_all(mut stream: TcpStream) -> String {
 async fn a_stop_finishes_what_was_taken() {
     let test = service(false);
     let (address, stop, server) = server(&test).await;
+    let app = router::router(test.service.clone());
+    let sizes = [3, LIMITS.max_waiting_items - 3];
     let streams = [
-        send_raw(address, &request(&items(2).to_string())).await,
-        send_raw(address, &request(&items(3).to_string())).await,
+        send_raw(address, &request(&items(sizes[0]).to_string())).await,
+        send_raw(address, &request(&items(sizes[1]).to_string())).await,
     ];
-    while test.engine.n_waiting() == 0 {
+    // Together they fill the service, so it is not ready once both are in it.
+    while get(&app, "/readyz").await.status == 200 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // Both requests are in the service before it is told to stop.
-    tokio::time::sleep(Duration::from_millis(100)).await;
     stop.send(()).unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!server.is_finished());
     test.gate.open();
-    for (stream, n) in streams.into_iter().zip([2, 3]) {
+    for (stream, n) in streams.into_iter().zip(sizes) {
         let reply = read_all(stream).await;
         assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
         assert_eq!(reply.matches("\"status\":\"ok\"").count(), n);
