@@ -10,6 +10,11 @@ Tokens are words, so masking is whole-word by construction. Two objectives share
 - each masked word from its own state (Devlin et al. 2019, 20 % masked);
 - every masked word of a text from the text's pooled vector alone, so that what the classifier reads
   holds the text's content before a label is seen (after Gao and Callan 2021, "Condenser").
+Their softmax runs over a sample of the vocabulary, corrected for how likely each word was to be in it
+(Jean et al. 2015); the curve is measured with the whole one.
+
+With `--tasks`, a share of the steps classifies labelled texts of other tasks instead, a linear layer
+each on the pooled vector (Aghajanyan et al. 2021, "Muppet"): `prepare_tasks.py` makes that directory.
 
 A word's vector is its own plus the mean of its characters' (shared between words, so that rare words
 learn from common ones); `--output` holds their sum, one plain table that costs nothing when serving.
@@ -36,6 +41,7 @@ from torch import nn
 
 MASK_SHARE = 0.2
 POOLED_WEIGHT = 0.3
+N_SAMPLED = 3000  # words drawn beside a batch's own targets
 N_HELD_OUT = 2000  # documents never trained on, for the curve
 
 
@@ -65,7 +71,7 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """BERT (post-norm), its word table composed of words and characters."""
 
-    def __init__(self, config, words):
+    def __init__(self, config, words, task_sizes):
         super().__init__()
         hidden = config["hidden_size"]
         self.config = config
@@ -89,6 +95,7 @@ class Encoder(nn.Module):
         self.transform, self.transform_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         self.pooled_transform, self.pooled_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         self.output_bias = nn.Parameter(torch.zeros(len(words)))
+        self.tasks = nn.ModuleDict({name: nn.Linear(hidden, n) for name, n in task_sizes.items()})
         for name, it in self.named_parameters():
             if it.ndim == 2 and ("layers" in name or "pooler" in name or "transform" in name):
                 nn.init.normal_(it, std=0.02 if "output" in name else hidden**-0.5 * 0.5)
@@ -108,18 +115,32 @@ class Encoder(nn.Module):
             xs = layer(xs, mask)
         return xs
 
-    def losses(self, ids, lengths, masked, targets):
-        """Both objectives; `masked` is `(batch, seq)`, `targets` its original ids in order."""
+    def losses(self, ids, lengths, masked, targets, words=None, log_chance=None):
+        """Both objectives; `masked` is `(batch, seq)`, `targets` its original ids in order.
+
+        `words` (ascending ids) bounds the softmax, `log_chance` is how likely each was to be there.
+        """
         table = self.table()
         xs = self(ids, lengths, table)
+        output, bias = table, self.output_bias
+        if words is not None:
+            output, bias = table[words], bias[words] - log_chance
+            targets = torch.searchsorted(words, targets)
         states = self.transform_norm(F.gelu(self.transform(xs[masked])))
-        by_state = F.cross_entropy((states @ table.T + self.output_bias).float(), targets)
-        pooled = torch.tanh(self.pooler(xs[:, 0]))
-        pooled = self.pooled_norm(F.gelu(self.pooled_transform(pooled)))
-        log_probabilities = F.log_softmax((pooled @ table.T + self.output_bias).float(), -1)
+        by_state = F.cross_entropy((states @ output.T + bias).float(), targets)
+        pooled = self.pooled_norm(F.gelu(self.pooled_transform(self.pool(xs))))
+        log_probabilities = F.log_softmax((pooled @ output.T + bias).float(), -1)
         rows = masked.nonzero()[:, 0]
         by_pooled = -log_probabilities[rows, targets].mean()
         return by_state, by_pooled
+
+    def pool(self, xs):
+        return torch.tanh(self.pooler(xs[:, 0]))
+
+    def task_loss(self, name, ids, lengths, labels):
+        pooled = self.pool(self(ids, lengths, self.table()))
+        logits = self.tasks[name](F.dropout(pooled, self.config["hidden_dropout_prob"], self.training))
+        return F.cross_entropy(logits.float(), labels)
 
     def export(self):
         """Tensors under Hugging Face's BERT names."""
@@ -188,9 +209,23 @@ class Documents:
         self.cls, self.sep, self.mask = vocab["[CLS]"], vocab["[SEP]"], vocab["[MASK]"]
         self.n_special = max(vocab[it] for it in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")) + 1
         self.vocab_size = len(vocab)
+        counts = np.bincount(ids, minlength=len(vocab)).astype(np.float64)
+        counts[: self.n_special] = 0
+        self.frequency = counts / counts.sum()
+        roots = np.sqrt(counts)
+        self.sampling = roots / roots.sum()
+        self.cumulative = np.cumsum(self.sampling)
+
+    def sample(self, targets, rng):
+        """Ascending ids: the targets and a draw of others; and the logarithm of each one's chance."""
+        drawn = np.searchsorted(self.cumulative, rng.random(N_SAMPLED) * self.cumulative[-1])
+        words = np.union1d(targets.numpy(), drawn)
+        expected = len(targets) * self.frequency[words] + N_SAMPLED * self.sampling[words]
+        log_chance = np.log(-np.expm1(-np.maximum(expected, 1e-9)))
+        return torch.from_numpy(words), torch.from_numpy(log_chance.astype(np.float32))
 
     def batches(self, documents, max_length, batch_tokens, rng):
-        """Endless `(ids, lengths, masked, targets)`; a long document gives a random window."""
+        """Endless lists of documents of about one length."""
         while True:
             order = rng.permutation(documents)
             for begin in range(0, len(order), 16384):
@@ -204,14 +239,20 @@ class Documents:
                         first = at
                 cuts.append((first, len(pool)))
                 for first, last in (cuts[it] for it in rng.permutation(len(cuts))):
-                    yield self.batch(pool[first:last], max_length, rng)
+                    yield pool[first:last]
 
-    def batch(self, documents, max_length, rng):
+    def rows(self, documents, max_length, rng):
+        """Ids `(batch, seq)` and lengths; a long document gives a random window."""
         lengths = np.minimum(self.lengths[documents], max_length - 2)
         rows = np.zeros((len(documents), lengths.max() + 2), np.int64)
         for row, document, length in zip(rows, documents, lengths):
             begin = self.begins[document] + rng.integers(self.lengths[document] - length + 1)
             row[0], row[1 : length + 1], row[length + 1] = self.cls, self.ids[begin : begin + length], self.sep
+        return rows, lengths + 2
+
+    def masked(self, documents, max_length, rng):
+        """`(ids, lengths, masked, targets)`"""
+        rows, lengths = self.rows(documents, max_length, rng)
         masked = (rng.random(rows.shape) < MASK_SHARE) & (rows >= self.n_special)
         targets = rows[masked]
         draw = rng.random(len(targets))
@@ -219,7 +260,26 @@ class Documents:
         swap = draw > 0.9
         hidden[swap] = rng.integers(self.n_special, self.vocab_size, swap.sum())
         rows[masked] = hidden
-        return [torch.from_numpy(it) for it in (rows, lengths + 2, masked, targets)]
+        return [torch.from_numpy(it) for it in (rows, lengths, masked, targets)]
+
+
+class Task:
+    """A labelled set of `prepare_tasks.py`: `NAME.ids`, and `NAME.labels` with a number a line."""
+
+    def __init__(self, path, vocab, max_length, batch_tokens, rng):
+        ids = np.fromfile(path, "<u4").astype(np.int32)
+        self.documents = Documents(ids, vocab["[SEP]"], vocab, min_length=0)
+        self.labels = np.loadtxt(path.with_suffix(".labels"), dtype=np.int64)
+        if len(self.labels) != len(self.documents.begins):
+            raise SystemExit(f"{path}: {len(self.documents.begins)} texts, {len(self.labels)} labels")
+        self.max_length, self.rng = max_length, rng
+        everything = np.arange(len(self.labels))
+        self.order = self.documents.batches(everything, max_length, batch_tokens, rng)
+
+    def batch(self):
+        documents = next(self.order)
+        rows, lengths = self.documents.rows(documents, self.max_length, self.rng)
+        return [torch.from_numpy(it) for it in (rows, lengths, self.labels[documents])]
 
 
 def main():
@@ -228,6 +288,8 @@ def main():
     parser.add_argument("--ids", type=Path, required=True, help="output of `triage encode ids`")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="base directory to write")
+    parser.add_argument("--tasks", type=Path, help="output of prepare_tasks.py")
+    parser.add_argument("--task-share", type=float, default=0.25, help="share of the steps")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--decay-share", type=float, default=0.25)
     parser.add_argument("--layers", type=int, default=4)
@@ -248,7 +310,15 @@ def main():
     config |= {"num_hidden_layers": args.layers, "num_attention_heads": args.heads}
     config["intermediate_size"] = args.intermediate_size
     words = sorted(vocab, key=vocab.get)
-    model = Encoder(config, words).to(args.device)
+    paths = sorted(args.tasks.glob("*.ids")) if args.tasks else []
+    # Its own stream of chance, so that tasks do not change which words are masked.
+    task_rng = np.random.default_rng([args.seed, time.time_ns()])
+    tasks = {it.stem: Task(it, vocab, args.max_length, args.batch_tokens, task_rng) for it in paths}
+    # Between "each task alike" and "each text alike".
+    task_weights = np.sqrt([len(it.labels) for it in tasks.values()])
+    task_losses = {}
+    model = Encoder(config, words, {name: int(it.labels.max()) + 1 for name, it in tasks.items()})
+    model = model.to(args.device)
     given = load_file(args.start / "model.safetensors")
     model.own.data.copy_(given["bert.embeddings.word_embeddings.weight"])
 
@@ -291,7 +361,7 @@ def main():
         pool = held_out[np.argsort(documents.lengths[held_out], kind="stable")]
         sums, n = np.zeros(2), 0
         for begin in range(0, len(pool), 100):
-            batch = [it.to(args.device) for it in documents.batch(pool[begin : begin + 100], args.max_length, fixed)]
+            batch = [it.to(args.device) for it in documents.masked(pool[begin : begin + 100], args.max_length, fixed)]
             with precision():
                 losses = model.losses(*batch)
             sums += [it.item() * len(batch[3]) for it in losses]
@@ -315,14 +385,23 @@ def main():
             last_saved = now
         rate = min(1.0, left / args.decay_share, (progress["step"] + 1) / warm_up)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = args.muon_rate * rate, args.adam_rate * rate
-        batch = next(batches)
-        batch = [it.to(args.device) for it in batch]
-        if not len(batch[3]):
-            continue
-        with precision():
-            by_state, by_pooled = model.losses(*batch)
-        loss = by_state + POOLED_WEIGHT * by_pooled
-        model.zero_grad()
+        if tasks and task_rng.random() < args.task_share:
+            name = task_rng.choice(list(tasks), p=task_weights / task_weights.sum())
+            batch = [it.to(args.device) for it in tasks[name].batch()]
+            with precision():
+                loss = model.task_loss(name, *batch)
+            task_losses[name] = 0.9 * task_losses.get(name, loss.item()) + 0.1 * loss.item()
+        else:
+            batch = documents.masked(next(batches), args.max_length, rng)
+            if not len(batch[3]):
+                continue
+            batch += documents.sample(batch[3], rng)
+            batch = [it.to(args.device) for it in batch]
+            with precision():
+                by_state, by_pooled = model.losses(*batch)
+            loss = by_state + POOLED_WEIGHT * by_pooled
+        # Heads of other tasks keep no gradient, so that AdamW passes them by.
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
         muon.step()
@@ -338,7 +417,8 @@ def main():
             progress["curve"].append(row)
             if not math.isfinite(state):
                 raise SystemExit("the loss is not finite; lower the rates")
-            print(row, f"{rate_now:,} tokens since the last line", flush=True)
+            shown = " ".join(f"{name} {it:.3f}" for name, it in sorted(task_losses.items()))
+            print(row, f"{rate_now:,} tokens since the last line", shown, flush=True)
 
     args.output.mkdir(parents=True, exist_ok=True)
     save_file(model.export(), args.output / "model.safetensors", metadata={"format": "pt"})

@@ -47,7 +47,6 @@ impl Predictor for Gated {
 
 pub struct TestService {
     pub service: Arc<Service>,
-    pub engine: Engine,
     pub gate: Arc<Gated>,
 }
 
@@ -63,7 +62,7 @@ pub fn service(is_open: bool) -> TestService {
         ..EngineLimits::default()
     };
     let (engine, _thread) = Engine::start(gate.clone(), limits).unwrap();
-    TestService { service: Service::new(pipeline, engine.clone(), LIMITS), engine, gate }
+    TestService { service: Service::new(pipeline, engine, LIMITS), gate }
 }
 
 pub fn app() -> Router {
