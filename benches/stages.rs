@@ -10,12 +10,13 @@ use divan::counter::ItemsCount;
 use opinion_triage::cases;
 use opinion_triage::domain::case::CaseText;
 use opinion_triage::domain::taxonomy::Taxonomy;
+use opinion_triage::model::runtime::Precision;
 use opinion_triage::pipeline::{Pipeline, Prepared};
 use opinion_triage::text::{Segmenter, normalize, redact};
 
 static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/triage-base");
-    Pipeline::load(&dir, None).unwrap()
+    Pipeline::load(&dir, None, Precision::default()).unwrap()
 });
 
 static TEXTS: LazyLock<Vec<CaseText>> = LazyLock::new(|| {

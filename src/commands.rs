@@ -11,8 +11,21 @@ pub mod train;
 
 use indicatif::ProgressStyle;
 
+use crate::config::Config;
+use crate::model::runtime::Precision;
+use crate::pipeline::{Pipeline, PipelineError};
+
 /// Bar with rate and remaining time.
 fn progress_style(verb: &str) -> anyhow::Result<ProgressStyle> {
     let template = format!("{verb} {{bar:30}} {{pos}}/{{len}} {{per_sec}} 剩余 {{eta}} {{msg}}");
     Ok(ProgressStyle::with_template(&template)?)
+}
+
+/// The model the settings name.
+fn load_pipeline(config: &Config) -> Result<Pipeline, PipelineError> {
+    Pipeline::load(&config.model, config.user_dict.as_deref(), precision(config))
+}
+
+fn precision(config: &Config) -> Precision {
+    if config.exact { Precision::F32 } else { Precision::Int8 }
 }

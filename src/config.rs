@@ -37,6 +37,10 @@ pub struct CommonArgs {
     /// 计算线程数 [默认: 与核数相同]
     #[arg(long, global = true, env = "TRIAGE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// 不用整数、按训练时的精度计算：较慢，用于对照 [默认: false]
+    #[arg(long, global = true, env = "TRIAGE_EXACT", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_name = "BOOL")]
+    pub exact: Option<bool>,
     /// 日志格式（写到标准错误）[默认: text]
     #[arg(long, global = true, env = "TRIAGE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -112,6 +116,8 @@ pub struct Config {
     pub user_dict: Option<PathBuf>,
     /// Threads that compute.
     pub threads: NonZeroUsize,
+    /// Compute in floats as in training, instead of whole numbers.
+    pub exact: bool,
     /// The service.
     pub serve: ServeConfig,
     /// The log.
@@ -155,6 +161,7 @@ struct File {
     #[serde(skip_serializing_if = "Option::is_none")]
     user_dict: Option<PathBuf>,
     threads: Option<usize>,
+    exact: Option<bool>,
     serve: FileServe,
     log: FileLog,
 }
@@ -180,10 +187,11 @@ struct FileLog {
 }
 
 /// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "model",
     "user_dict",
     "threads",
+    "exact",
     "serve.host",
     "serve.port",
     "serve.allow_remote",
@@ -254,6 +262,7 @@ impl Config {
             ),
             user_dict: common.user_dict.clone().or(file.user_dict),
             threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+            exact: common.exact.or(file.exact).unwrap_or(false),
             serve: ServeConfig {
                 address: SocketAddr::new(host, port),
                 allow_remote,
@@ -293,6 +302,7 @@ impl Config {
             model: Some(self.model.clone()),
             user_dict: self.user_dict.clone(),
             threads: Some(self.threads.get()),
+            exact: Some(self.exact),
             serve: FileServe {
                 host: Some(serve.address.ip().to_string()),
                 port: Some(serve.address.port()),

@@ -7,8 +7,12 @@ pub mod config;
 pub mod heads;
 pub mod lexical;
 pub mod network;
+pub mod runtime;
 pub mod transformer;
 pub mod weights;
 
 pub use base::Base;
 pub use bundle::{Bundle, BundleError};
+
+/// candle's error, under a name other rooms may use.
+pub type ModelError = candle_core::Error;

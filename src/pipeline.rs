@@ -13,10 +13,11 @@ use crate::domain::policy::{Decision, InputFacts, decide};
 use crate::domain::prediction::Prediction;
 use crate::domain::span::CharSpan;
 use crate::domain::taxonomy::Taxonomy;
+use crate::model::ModelError;
 use crate::model::bundle::{Bundle, BundleError, TextSettings, sha256};
 use crate::model::calibration::Calibration;
 use crate::model::lexical::Lexical;
-use crate::model::network::{Network, NetworkError};
+use crate::model::runtime::{Precision, Runtime};
 use crate::text::encode::EncoderError;
 use crate::text::ngrams::{Ngrams, ngrams};
 use crate::text::normalize::Change;
@@ -221,7 +222,7 @@ fn chinese_share(text: &str) -> f32 {
 /// A loaded bundle with its text pipeline. Cheap to share behind an `Arc`; all methods take `&self`.
 pub struct Pipeline {
     text: TextPipeline,
-    network: Network,
+    runtime: Runtime,
     lexical: Lexical,
     calibration: Calibration,
     identity: ModelIdentity,
@@ -254,9 +255,9 @@ pub enum PipelineError {
         /// The code.
         code: String,
     },
-    /// Weights that do not fit, or a computation that failed.
+    /// Weights that do not fit the bundle's own `config.json`.
     #[error("model: {0}")]
-    Model(#[from] NetworkError),
+    Model(#[from] ModelError),
 }
 
 /// Why one text cannot be prepared. Harms that text only.
@@ -272,9 +273,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`PipelineError`], naming what does not fit.
-    pub fn load(dir: &Path, user_dict: Option<&Path>) -> Result<Self, PipelineError> {
+    pub fn load(
+        dir: &Path,
+        user_dict: Option<&Path>,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
         let segmenter = segmenter(user_dict)?;
-        Self::from_bundle(Bundle::load(dir)?, segmenter, Taxonomy::embedded())
+        Self::from_bundle(Bundle::load(dir)?, segmenter, Taxonomy::embedded(), precision)
     }
 
     /// A pipeline over a bundle in memory.
@@ -285,6 +290,7 @@ impl Pipeline {
         bundle: Bundle,
         segmenter: Segmenter,
         taxonomy: Taxonomy,
+        precision: Precision,
     ) -> Result<Self, PipelineError> {
         let manifest = &bundle.manifest;
         let TextSettings { chunk_tokens, overlap_tokens, ngram_buckets, .. } = manifest.text;
@@ -304,7 +310,12 @@ impl Pipeline {
         Ok(Self {
             text: TextPipeline::new(segmenter, encoder, ngram_buckets),
             lexical: Lexical::load(&bundle.weights, ngram_buckets, bundle.head_sizes())?,
-            network: Network::load(&bundle.weights, &bundle.config, bundle.head_sizes())?,
+            runtime: Runtime::load(
+                &bundle.weights,
+                &bundle.config,
+                bundle.head_sizes(),
+                precision,
+            )?,
             calibration: Calibration::from(&manifest.calibration),
             identity: ModelIdentity {
                 name: manifest.name.clone(),
@@ -321,7 +332,8 @@ impl Pipeline {
 
     /// A tiny seeded random model over the embedded taxonomy, for tests: no files, no downloads.
     pub fn for_tests() -> Self {
-        Self::from_bundle(Bundle::for_tests(), Segmenter::default(), Taxonomy::embedded())
+        let taxonomy = Taxonomy::embedded();
+        Self::from_bundle(Bundle::for_tests(), Segmenter::default(), taxonomy, Precision::Int8)
             .expect("the test bundle fits the embedded taxonomy")
     }
 
@@ -352,7 +364,7 @@ impl Pipeline {
     /// [`PipelineError::Model`] when the computation fails.
     pub fn predict(&self, batch: &[&Prepared]) -> Result<Vec<Prediction>, PipelineError> {
         let texts: Vec<&[Encoding]> = batch.iter().map(|it| it.chunks.as_slice()).collect();
-        let by_encoder = self.network.logits(&texts)?;
+        let by_encoder = self.runtime.logits(&texts);
         let pairs = by_encoder.iter().zip(batch);
         Ok(pairs
             .map(|(it, row)| self.calibration.apply(it, &self.lexical.logits(&row.ngrams)))

@@ -8,6 +8,7 @@ use opinion_triage::cases::{self, Cases};
 use opinion_triage::domain::taxonomy::Taxonomy;
 use opinion_triage::evaluation::metrics;
 use opinion_triage::evidence;
+use opinion_triage::model::runtime::Precision;
 use opinion_triage::pipeline::{Pipeline, segmenter};
 
 fn root(path: &str) -> PathBuf {
@@ -55,7 +56,7 @@ fn the_shipped_model_works() {
     let n_bytes: u64 =
         std::fs::read_dir(&dir).unwrap().map(|it| it.unwrap().metadata().unwrap().len()).sum();
     assert!(n_bytes <= 40 << 20, "{n_bytes}");
-    let pipeline = Pipeline::load(&dir, None).unwrap();
+    let pipeline = Pipeline::load(&dir, None, Precision::default()).unwrap();
     let types = pipeline.type_labels();
     let found = read();
     let prepared: Vec<_> =
@@ -83,7 +84,7 @@ fn the_shipped_model_works() {
 /// Evidence on a sample of the cases: mostly given, and the words it names are what the model looked at.
 #[test]
 fn evidence_of_the_shipped_model_passes_its_own_test() {
-    let pipeline = Pipeline::load(&root("models/triage-base"), None).unwrap();
+    let pipeline = Pipeline::load(&root("models/triage-base"), None, Precision::default()).unwrap();
     let found = read();
     let (mut n_given, mut n_asked) = (0, 0);
     for case in found.cases.iter().step_by(40) {

@@ -5,11 +5,11 @@ use std::io::{Read, Write};
 use anyhow::Context;
 use clap::Args;
 
+use super::load_pipeline;
 use crate::config::Config;
 use crate::domain::case::{CaseText, MAX_TEXT_CHARS};
 use crate::evidence::{self, explain};
-use crate::pipeline::Pipeline;
-use crate::pipeline::Probe;
+use crate::pipeline::{Pipeline, Probe};
 use crate::reply::{ClassifiedItem, Evidence, reply};
 
 /// Arguments of `triage classify`.
@@ -41,7 +41,7 @@ pub fn run(args: ClassifyArgs, config: &Config) -> anyhow::Result<()> {
         }
     };
     let text = CaseText::parse(text)?;
-    let pipeline = Pipeline::load(&config.model, config.user_dict.as_deref())?;
+    let pipeline = load_pipeline(config)?;
     let prepared = pipeline.prepare(&text)?;
     let prediction = pipeline.predict(&[&prepared])?.pop().context("the model gave no result")?;
     let mut item = reply(&pipeline, "text", &prepared.report, &prediction, args.logits);

@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 
-use super::progress_style;
+use super::{load_pipeline, progress_style};
 use crate::cases;
 use crate::config::Config;
 use crate::domain::case::LabelledCase;
@@ -41,7 +41,7 @@ pub struct EvaluateArgs {
 /// # Errors
 /// When the model or the cases cannot be read, or a figure is out of its bounds.
 pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
-    let pipeline = Pipeline::load(&config.model, config.user_dict.as_deref())?;
+    let pipeline = load_pipeline(config)?;
     let cases = read_cases(&args.cases, pipeline.taxonomy())?;
     let report = evaluate(&pipeline, &cases)?;
     let baseline = args

@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::load_pipeline;
 use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::rows::{self, Format};
@@ -64,7 +65,7 @@ pub fn run(args: ScoreArgs, config: &Config) -> anyhow::Result<()> {
         .iter()
         .map(|input| Job::new(input, &args, into_dir))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let pipeline = Pipeline::load(&config.model, config.user_dict.as_deref())?;
+    let pipeline = load_pipeline(config)?;
     let mut total = Summary::default();
     let started = Instant::now();
     for job in &jobs {

@@ -9,10 +9,10 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
+use super::load_pipeline;
 use crate::config::{Config, ServeSettings};
 use crate::http::{self, Limits, Service};
 use crate::inference::{Engine, EngineLimits};
-use crate::pipeline::Pipeline;
 
 /// Longest time for a request's body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +61,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(serve.address)
         .await
         .with_context(|| format!("cannot listen on {}", serve.address))?;
-    let pipeline = Arc::new(Pipeline::load(&config.model, config.user_dict.as_deref())?);
+    let pipeline = Arc::new(load_pipeline(config)?);
     let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
     let limits = EngineLimits {
         max_batch_tokens: at_least_one(serve.max_batch_tokens),

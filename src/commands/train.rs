@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 
 use super::evaluate::{evaluate, read_cases, table};
-use super::progress_style;
+use super::{precision, progress_style};
 use crate::config::Config;
 use crate::domain::case::LabelledCase;
 use crate::domain::taxonomy::Taxonomy;
@@ -201,6 +201,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
         bundle.clone(),
         segmenter(config.user_dict.as_deref())?,
         taxonomy.clone(),
+        precision(config),
     )?;
     let validation: Vec<LabelledCase> =
         parts.validation.iter().map(|&it| cases[it].clone()).collect();

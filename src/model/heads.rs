@@ -32,7 +32,8 @@ impl HeadSizes {
         self.layers().iter().map(|it| it.1).sum()
     }
 
-    fn layers(self) -> [(&'static str, usize); 3] {
+    /// Names of the heads' layers, and their outputs.
+    pub(super) fn layers(self) -> [(&'static str, usize); 3] {
         [(TYPE, self.n_types), (LEVEL, self.n_levels - 1), (GROUNDS, self.n_grounds)]
     }
 }

@@ -1,7 +1,9 @@
-//! AdamW over plain slices: a rate per tensor, clipping by the global norm, both cores.
+//! AdamW over plain slices: a rate per tensor, clipping by the global norm, a running average of the
+//! weights, both cores.
 //!
 //! candle's own optimizer takes a dozen passes over every tensor, has one rate for all and decays
-//! biases too. Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+//! biases too. Sources: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; Polyak and
+//! Juditsky 1992 (averaging).
 
 use std::collections::BTreeMap;
 
@@ -14,8 +16,11 @@ const BETA2: f32 = 0.98;
 const EPS: f32 = 1e-8;
 const WEIGHT_DECAY: f32 = 0.01;
 const MAX_GRADIENT_NORM: f32 = 1.0;
+/// Share of the average kept at each step, once it is warm.
+const AVERAGE_DECAY: f32 = 0.995;
 
 struct Slot {
+    name: String,
     var: Var,
     /// Rate relative to the step's.
     rate: f32,
@@ -23,6 +28,7 @@ struct Slot {
     weight_decay: f32,
     mean: Vec<f32>,
     square: Vec<f32>,
+    average: Vec<f32>,
 }
 
 /// The optimizer's state.
@@ -37,11 +43,13 @@ impl AdamW {
         let slot = |(name, var): (&String, &Var)| {
             let n = var.elem_count();
             Slot {
+                name: name.clone(),
                 var: var.clone(),
                 rate: rate(name),
                 weight_decay: if var.dims().len() > 1 { WEIGHT_DECAY } else { 0.0 },
                 mean: vec![0.0; n],
                 square: vec![0.0; n],
+                average: vec![0.0; n],
             }
         };
         Self { slots: vars.iter().map(slot).collect(), n_steps: 0 }
@@ -72,6 +80,7 @@ impl AdamW {
         }
         let scale = if norm > MAX_GRADIENT_NORM { MAX_GRADIENT_NORM / norm } else { 1.0 };
         self.n_steps += 1;
+        let kept = AVERAGE_DECAY.min((self.n_steps - 1) as f32 / (self.n_steps + 8) as f32);
         let correct1 = 1.0 - BETA1.powi(self.n_steps);
         let correct2 = 1.0 - BETA2.powi(self.n_steps);
         for (slot, gradient) in self.slots.iter_mut().zip(gradients) {
@@ -83,8 +92,9 @@ impl AdamW {
                 .par_chunks_mut(CHUNK)
                 .zip(slot.mean.par_chunks_mut(CHUNK))
                 .zip(slot.square.par_chunks_mut(CHUNK))
+                .zip(slot.average.par_chunks_mut(CHUNK))
                 .zip(gradient.par_chunks(CHUNK))
-                .for_each(|(((values, means), squares), gradients)| {
+                .for_each(|((((values, means), squares), averages), gradients)| {
                     for idx in 0..values.len() {
                         let g = gradients[idx] * scale;
                         means[idx] = BETA1 * means[idx] + (1.0 - BETA1) * g;
@@ -92,11 +102,23 @@ impl AdamW {
                         let step =
                             (means[idx] / correct1) / ((squares[idx] / correct2).sqrt() + EPS);
                         values[idx] = values[idx] * decay - rate * step;
+                        averages[idx] = kept * averages[idx] + (1.0 - kept) * values[idx];
                     }
                 });
             slot.var.set(&Tensor::from_vec(values, slot.var.dims(), &Device::Cpu)?)?;
         }
         Ok(())
+    }
+
+    /// The running averages of the weights, by name: less noisy than the last step's.
+    ///
+    /// # Errors
+    /// When a tensor cannot be made.
+    pub fn averages(&self) -> impl Iterator<Item = Result<(&str, Tensor)>> {
+        self.slots.iter().map(|slot| {
+            let average = Tensor::from_slice(&slot.average, slot.var.dims(), &Device::Cpu)?;
+            Ok((slot.name.as_str(), average))
+        })
     }
 }
 
@@ -119,6 +141,11 @@ mod tests {
         }
         let found: Vec<f32> = x.to_vec1().unwrap();
         assert!(found.iter().all(|it| it.abs() < 0.05), "{found:?}");
+        let (name, average) = adamw.averages().next().unwrap().unwrap();
+        let average: Vec<f32> = average.to_vec1().unwrap();
+        // The average lags behind, on the way from the start.
+        assert!(name == "x" && average[0] > found[0] && average[1] < found[1], "{average:?}");
+        assert!(average.iter().all(|it| it.abs() < 1.0), "{average:?}");
         let other = Var::new(&[1.0_f32], &Device::Cpu).unwrap();
         let unrelated = other.as_tensor().sqr().unwrap().sum_all().unwrap().backward().unwrap();
         assert!(adamw.step(&unrelated, 0.05).unwrap_err().to_string().contains("no gradient"));

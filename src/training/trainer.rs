@@ -1,5 +1,5 @@
 //! Epochs: fine-tunes encoder and heads together, or the heads alone, beside a lexical half; keeps the
-//! epoch whose calibrated mix of both has the best validation macro-F1.
+//! epoch whose averaged weights, mixed and calibrated, have the best validation macro-F1.
 
 use candle_core::{Device, Result, Tensor};
 use candle_transformers::models::bert::Config;
@@ -15,6 +15,7 @@ use crate::evaluation::metrics;
 use crate::model::calibration::{self, Calibration, TwoLogits};
 use crate::model::heads::{HeadSizes, TextLogits};
 use crate::model::network::Network;
+use crate::model::runtime::{Precision, Runtime};
 use crate::model::transformer::{Dropout, Mode};
 use crate::model::weights::Weights;
 use crate::text::Encoding;
@@ -158,7 +159,12 @@ pub fn train(
     };
     let by_words: Vec<TextLogits> =
         validation.iter().map(|it| lexical.logits(&it.ngrams)).collect();
-    let pooled = settings.is_frozen.then(|| network.pooled(&rows)).transpose()?;
+    let pooled = settings.is_frozen.then(|| {
+        let runtime = Runtime::load(&tensors, config, sizes, Precision::default())?;
+        let pooled = runtime.pooled(&rows);
+        Tensor::from_vec(pooled, (rows.len(), config.hidden_size), &Device::Cpu)
+    });
+    let pooled = pooled.transpose()?;
     let mut steps = 0.0_f32;
     let expected_steps = settings.epochs as f32
         * batches(&rows, settings.batch_tokens, &mut rng.clone()).len() as f32;
@@ -188,7 +194,14 @@ pub fn train(
             on_event(Event::Step { epoch, n_done, loss: loss.to_scalar()? });
         }
         let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
-        let by_encoder = network.logits(&texts)?;
+        let mut averaged = tensors.snapshot()?;
+        for average in adamw.averages() {
+            let (name, tensor) = average?;
+            averaged.insert(name, tensor);
+        }
+        // As served: the calibration must fit what serving computes.
+        let runtime = Runtime::load(&averaged, config, sizes, Precision::default())?;
+        let by_encoder = runtime.logits(&texts);
         let calibration = calibrate(&by_encoder, &by_words, validation, settings.coverage);
         let pairs = by_encoder.iter().zip(&by_words);
         let predictions: Vec<Prediction> = pairs.map(|(a, b)| calibration.apply(a, b)).collect();
@@ -198,8 +211,7 @@ pub fn train(
         on_event(Event::Epoch { epoch, macro_f1: score, is_best });
         if is_best {
             best_score = score;
-            let weights = tensors.snapshot()?;
-            best = Some(Trained { weights, epoch, calibration, validation: predictions });
+            best = Some(Trained { weights: averaged, epoch, calibration, validation: predictions });
         } else if best.as_ref().is_some_and(|it| epoch - it.epoch >= settings.patience) {
             break;
         }
