@@ -4,6 +4,8 @@
 //! HTTP.
 
 use std::io::{self, Read, Write};
+use std::sync::mpsc;
+use std::thread;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -18,6 +20,8 @@ use crate::rows::{Format, RawRow, Rows};
 /// Rows worked on at a time, and bytes of them: enough for all cores, little memory.
 const BLOCK_ROWS: usize = 1024;
 const BLOCK_BYTES: usize = 8 << 20;
+/// Blocks that may wait between two steps: reading, scoring and writing go on side by side.
+const WAITING_BLOCKS: usize = 2;
 /// Columns of CSV output.
 const CSV_COLUMNS: [&str; 14] = [
     "row",
@@ -96,7 +100,7 @@ pub struct Sinks<'a> {
 /// [`ScoreError`]; a row that cannot be scored is no error, it is written as what it is.
 pub fn score(
     pipeline: &Pipeline,
-    input: impl Read,
+    input: impl Read + Send,
     format: Format,
     columns: &Columns,
     sinks: &mut Sinks<'_>,
@@ -115,19 +119,39 @@ pub fn score(
         write_csv(sinks.output, &CSV_COLUMNS.map(String::from))?;
     }
     let mut summary = Summary::default();
-    loop {
-        let block = next_block(&mut rows)?;
-        if block.is_empty() {
-            return Ok(summary);
+    thread::scope(|scope| {
+        let (to_scorer, blocks) = mpsc::sync_channel(WAITING_BLOCKS);
+        let (to_writer, scored_blocks) = mpsc::sync_channel(WAITING_BLOCKS);
+        // A step whose successor has stopped, after an error, stops too.
+        scope.spawn(move || {
+            loop {
+                let block = next_block(&mut rows);
+                let is_last = !matches!(&block, Ok(block) if !block.is_empty());
+                if to_scorer.send(block).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        scope.spawn(move || {
+            for block in blocks {
+                let scored = block.and_then(|block| score_block(pipeline, &block, columns));
+                let is_last = scored.is_err();
+                if to_writer.send(scored).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        for scored in scored_blocks {
+            let scored = scored?;
+            for it in &scored {
+                sinks.write(it, pipeline)?;
+            }
+            summary.rows += scored.len() as u64;
+            summary.errors += scored.iter().filter(|it| it.error.is_some()).count() as u64;
+            on_rows(summary.rows);
         }
-        let scored = score_block(pipeline, &block, columns)?;
-        summary.rows += block.len() as u64;
-        summary.errors += scored.iter().filter(|it| it.error.is_some()).count() as u64;
-        for it in &scored {
-            sinks.write(it, pipeline)?;
-        }
-        on_rows(summary.rows);
-    }
+        Ok(summary)
+    })
 }
 
 fn next_block(rows: &mut Rows<impl Read>) -> Result<Vec<RawRow>, ScoreError> {

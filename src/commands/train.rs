@@ -173,6 +173,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
             },
             calibration: CalibrationSettings {
                 kind: calibration.kind,
+                type_bias: calibration.type_bias,
                 level: calibration.level,
                 grounds: calibration.grounds,
                 set_threshold: calibration.set_threshold,

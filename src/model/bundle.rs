@@ -103,6 +103,9 @@ pub struct HeadSettings {
 pub struct CalibrationSettings {
     /// How the type logits mix.
     pub kind: Mix,
+    /// Added to the mixed type logits, one per type.
+    #[serde(default)]
+    pub type_bias: Vec<f32>,
     /// How the level logits mix.
     pub level: Mix,
     /// How the grounds logits mix.
@@ -316,6 +319,7 @@ impl Bundle {
                 },
                 calibration: CalibrationSettings {
                     kind: Mix::ENCODER,
+                    type_bias: Vec::new(),
                     level: Mix::ENCODER,
                     grounds: Mix::ENCODER,
                     set_threshold: 1.0,
@@ -358,6 +362,7 @@ impl From<&CalibrationSettings> for Calibration {
     fn from(it: &CalibrationSettings) -> Self {
         Self {
             kind: it.kind,
+            type_bias: it.type_bias.clone(),
             level: it.level,
             grounds: it.grounds,
             set_threshold: it.set_threshold,

@@ -1,8 +1,11 @@
 //! Two opinions to probabilities a reader can take at their word: for each head a temperature for the
-//! encoder's logits and a weight for the lexical half's, and a conformal threshold for the type, all
-//! fitted on cases that neither was trained on.
+//! encoder's logits and a weight for the lexical half's; for the type also a bias per label and a
+//! conformal threshold; all fitted on cases that neither was trained on.
 //!
-//! Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature scaling); Genest and
+//! Types weigh in the fit as they do in training: the probabilities are those of a desk where rare types
+//! are less rare than among the cases.
+//!
+//! Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature and bias scaling); Genest and
 //! Zidek 1986, "Combining Probability Distributions" (logarithmic pooling: weighted sums of logits);
 //! Sadinle, Lei and Wasserman 2019 (least ambiguous sets: a label is in the set when its probability
 //! is at least one minus the calibration quantile).
@@ -12,11 +15,19 @@ use serde::{Deserialize, Serialize};
 use super::heads::TextLogits;
 use crate::domain::prediction::{Prediction, Probability};
 
+/// Rounds of fitting the type's mix and biases in turn.
+const BIAS_ROUNDS: usize = 3;
+/// Largest bias, and what a bias costs in nats of one text.
+const MAX_BIAS: f64 = 2.0;
+const BIAS_PENALTY: f64 = 2.0;
+
 /// What turns logits into probabilities.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     /// How the type logits mix.
     pub kind: Mix,
+    /// Added to the mixed type logits, one per type; empty adds nothing.
+    pub type_bias: Vec<f32>,
     /// How the level logits mix.
     pub level: Mix,
     /// How the grounds logits mix.
@@ -62,12 +73,18 @@ impl TwoLogits<'_> {
 
 impl Calibration {
     /// No calibration: the encoder alone, and sets of the top type alone.
-    pub const NONE: Self =
-        Self { kind: Mix::ENCODER, level: Mix::ENCODER, grounds: Mix::ENCODER, set_threshold: 1.0 };
+    pub const NONE: Self = Self {
+        kind: Mix::ENCODER,
+        type_bias: Vec::new(),
+        level: Mix::ENCODER,
+        grounds: Mix::ENCODER,
+        set_threshold: 1.0,
+    };
 
     /// The calibrated prediction for one text's logits.
     pub fn apply(&self, encoder: &TextLogits, lexical: &TextLogits) -> Prediction {
-        let type_logits = self.kind.apply(&encoder.kind, &lexical.kind);
+        let mut type_logits = self.kind.apply(&encoder.kind, &lexical.kind);
+        add(&mut type_logits, &self.type_bias);
         let types = softmax(&type_logits, 1.0);
         let mut by_probability: Vec<usize> = (0..types.len()).collect();
         by_probability.sort_by(|&a, &b| types[b].total_cmp(&types[a]).then(a.cmp(&b)));
@@ -126,18 +143,43 @@ fn probabilities(values: Vec<f32>) -> Vec<Probability> {
 /// Fits a [`Calibration`] on held-out logits.
 ///
 /// `types` holds `(logits, true type)`, `levels` `(logits, true level)`, `grounds` `(logits, truth of
-/// each ground)`; `coverage` is the share of texts whose prediction set must hold the true type.
-/// An empty part leaves its head uncalibrated.
+/// each ground)`; `type_weights` says what a text of each type counts, `coverage` is the share of texts
+/// whose prediction set must hold the true type. An empty part leaves its head uncalibrated.
 pub fn fit(
     types: &[(TwoLogits<'_>, usize)],
     levels: &[(TwoLogits<'_>, usize)],
     grounds: &[(TwoLogits<'_>, Vec<bool>)],
+    type_weights: &[f32],
     coverage: f32,
 ) -> Calibration {
     let nll = |p: f32| f64::from(-p.max(1e-12).ln());
-    let kind = best_mix(|mix| {
-        types.iter().map(|(logits, truth)| nll(softmax(&logits.mix(mix), 1.0)[*truth])).sum()
-    });
+    let type_probabilities = |logits: &TwoLogits<'_>, mix: Mix, bias: &[f32]| {
+        let mut logits = logits.mix(mix);
+        add(&mut logits, bias);
+        softmax(&logits, 1.0)
+    };
+    let type_loss = |mix: Mix, bias: &[f32]| -> f64 {
+        let of_text = |(logits, truth): &(TwoLogits<'_>, usize)| {
+            f64::from(type_weights[*truth]) * nll(type_probabilities(logits, mix, bias)[*truth])
+        };
+        types.iter().map(of_text).sum()
+    };
+    let mut type_bias = vec![0.0; type_weights.len()];
+    let mut kind = Mix::ENCODER;
+    if !types.is_empty() {
+        for _ in 0..BIAS_ROUNDS {
+            kind = best_mix(|mix| type_loss(mix, &type_bias));
+            for idx in 0..type_bias.len() {
+                let with = |value: f64| {
+                    let mut bias = type_bias.clone();
+                    bias[idx] = value as f32;
+                    // A type without held-out cases must not be argued away.
+                    type_loss(kind, &bias) + BIAS_PENALTY * value * value
+                };
+                type_bias[idx] = golden_section(-MAX_BIAS, MAX_BIAS, with) as f32;
+            }
+        }
+    }
     let level = best_mix(|mix| {
         let of_text = |(logits, truth): &(TwoLogits<'_>, usize)| {
             nll(level_probabilities(&logits.mix(mix))[*truth])
@@ -152,7 +194,7 @@ pub fn fit(
         grounds.iter().map(of_text).sum()
     });
     let mut true_probabilities: Vec<f32> =
-        types.iter().map(|(logits, truth)| softmax(&logits.mix(kind), 1.0)[*truth]).collect();
+        types.iter().map(|(it, truth)| type_probabilities(it, kind, &type_bias)[*truth]).collect();
     true_probabilities.sort_by(f32::total_cmp);
     let n = true_probabilities.len();
     // Split conformal: of n calibration texts at most floor((n + 1)(1 - coverage)) may fall below.
@@ -161,7 +203,11 @@ pub fn fit(
         Some(idx) if idx < n => true_probabilities[idx],
         _ => 0.0,
     };
-    Calibration { kind, level, grounds: ground_mix, set_threshold }
+    Calibration { kind, type_bias, level, grounds: ground_mix, set_threshold }
+}
+
+fn add(logits: &mut [f32], bias: &[f32]) {
+    logits.iter_mut().zip(bias).for_each(|(it, bias)| *it += bias);
 }
 
 /// The mix with the least loss, one number at a time: the loss of mixed logits has one valley.
@@ -237,15 +283,31 @@ mod tests {
         // Logits claim 95 % but are right 3 times in 4: the honest margin is ln 3.
         let two = TwoLogits { encoder: &[3.0, 0.0], lexical: &[0.0, 0.0] };
         let types: Vec<_> = (0..400).map(|it| (two, usize::from(it % 4 == 0))).collect();
-        let calibration = fit(&types, &[], &[], 0.9);
-        let p = softmax(&two.mix(calibration.kind), 1.0)[0];
-        assert!((p - 0.75).abs() < 0.01, "{p}");
-        assert_eq!(calibration.level, Mix::ENCODER);
-        // A quarter of the truths has probability 0.25, so 90 % coverage needs both labels.
+        let calibration = fit(&types, &[], &[], &[1.0, 1.0], 0.9);
         let text =
             |kind: &[f32]| TextLogits { kind: kind.to_vec(), level: vec![0.0], grounds: vec![] };
         let prediction = calibration.apply(&text(two.encoder), &text(two.lexical));
+        let p = prediction.type_probabilities[0].get();
+        assert!((p - 0.75).abs() < 0.01, "{p}");
+        assert_eq!(calibration.level, Mix::ENCODER);
+        // A quarter of the truths has probability 0.25, so 90 % coverage needs both labels.
         assert_eq!(prediction.prediction_set, [0, 1]);
+    }
+
+    #[test]
+    fn fit_gives_a_neglected_type_its_share() {
+        // The halves know nothing but say type 0; it is true three times in four.
+        let two = TwoLogits { encoder: &[2.0, 0.0], lexical: &[0.0, 0.0] };
+        let types: Vec<_> = (0..400).map(|it| (two, usize::from(it % 4 == 0))).collect();
+        let probability = |weights: &[f32]| {
+            let calibration = fit(&types, &[], &[], weights, 0.9);
+            let text =
+                |it: &[f32]| TextLogits { kind: it.to_vec(), level: vec![0.0], grounds: vec![] };
+            calibration.apply(&text(two.encoder), &text(two.lexical)).type_probabilities[1].get()
+        };
+        // Alike, type 1 has its quarter; counted three times, its half.
+        assert!((probability(&[1.0, 1.0]) - 0.25).abs() < 0.02, "{}", probability(&[1.0, 1.0]));
+        assert!((probability(&[1.0, 3.0]) - 0.5).abs() < 0.02, "{}", probability(&[1.0, 3.0]));
     }
 
     #[test]
@@ -260,13 +322,13 @@ mod tests {
             .iter()
             .map(|&(said, truth)| (TwoLogits { encoder: &a, lexical: knows(said) }, truth))
             .collect();
-        let mix = fit(&lexical, &[], &[], 0.9).kind;
+        let mix = fit(&lexical, &[], &[], &[1.0, 1.0], 0.9).kind;
         assert!(mix.lexical_weight > 2.0 * mix.temperature.recip(), "{mix:?}");
         let encoder: Vec<_> = truths
             .iter()
             .map(|&(said, truth)| (TwoLogits { encoder: knows(said), lexical: &a }, truth))
             .collect();
-        let mix = fit(&encoder, &[], &[], 0.9).kind;
+        let mix = fit(&encoder, &[], &[], &[1.0, 1.0], 0.9).kind;
         assert!(mix.temperature.recip() > 2.0 * mix.lexical_weight, "{mix:?}");
     }
 

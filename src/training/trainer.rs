@@ -1,11 +1,13 @@
 //! Epochs: fine-tunes encoder and heads together, or the heads alone, beside a lexical half; keeps the
 //! epoch whose averaged weights, mixed and calibrated, have the best validation macro-F1.
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
 use candle_transformers::models::bert::Config;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::adamw::AdamW;
 use super::lexical;
@@ -148,8 +150,6 @@ pub fn train(
         _ => settings.head_rate,
     });
     let class_weights = class_weights(train, sizes.n_types);
-    let dropout = Dropout::new(settings.dropout, settings.seed);
-    let mode = Mode::Train(&dropout);
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let rows: Vec<&[u32]> = train.iter().map(|it| first_tokens(it, settings.max_tokens)).collect();
     let lexical = {
@@ -173,25 +173,40 @@ pub fn train(
     for epoch in 1..=settings.epochs {
         let mut n_done = 0;
         for batch in batches(&rows, settings.batch_tokens, &mut rng) {
-            let logits = if let Some(pooled) = &pooled {
-                let rows: Vec<u32> = batch.iter().map(|&it| it as u32).collect();
-                let rows = Tensor::from_vec(rows, batch.len(), &Device::Cpu)?;
-                network.answer(&mode.dropout(pooled.index_select(&rows, 0)?)?)?
-            } else {
-                let hidden: Vec<Vec<u32>> =
-                    batch.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
-                let ids: Vec<&[u32]> = hidden.iter().map(Vec::as_slice).collect();
-                network.forward(&ids, &mode)?
-            };
-            let targets: Vec<&Target> = batch.iter().map(|&it| &train[it].target).collect();
-            let loss = loss(&logits, &targets, &class_weights)?;
-            adamw.step(
-                &loss.backward()?,
-                settings.learning_rate * schedule(steps / expected_steps),
-            )?;
+            // Chance is drawn before the parts go their own ways, so that a seed gives one result.
+            let parts: Vec<Part> = (0..N_PARTS.min(batch.len()))
+                .map(|part| {
+                    let cases: Vec<usize> =
+                        batch.iter().copied().skip(part).step_by(N_PARTS).collect();
+                    let ids = cases.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
+                    Part { cases, ids, seed: rng.random() }
+                })
+                .collect();
+            let done = parts
+                .par_iter()
+                .map(|part| {
+                    let dropout = Dropout::new(settings.dropout, part.seed);
+                    let mode = Mode::Train(&dropout);
+                    let logits = if let Some(pooled) = &pooled {
+                        let rows: Vec<u32> = part.cases.iter().map(|&it| it as u32).collect();
+                        let rows = Tensor::from_vec(rows, part.cases.len(), &Device::Cpu)?;
+                        network.answer(&mode.dropout(pooled.index_select(&rows, 0)?)?)?
+                    } else {
+                        let ids: Vec<&[u32]> = part.ids.iter().map(Vec::as_slice).collect();
+                        network.forward(&ids, &mode)?
+                    };
+                    let targets: Vec<&Target> =
+                        part.cases.iter().map(|&it| &train[it].target).collect();
+                    let share = part.cases.len() as f64 / batch.len() as f64;
+                    let loss = (loss(&logits, &targets, &class_weights)? * share)?;
+                    Ok((loss.backward()?, loss.to_scalar::<f32>()?))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let (gradients, losses): (Vec<GradStore>, Vec<f32>) = done.into_iter().unzip();
+            adamw.step(&gradients, settings.learning_rate * schedule(steps / expected_steps))?;
             steps += 1.0;
             n_done += batch.len();
-            on_event(Event::Step { epoch, n_done, loss: loss.to_scalar()? });
+            on_event(Event::Step { epoch, n_done, loss: losses.iter().sum() });
         }
         let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
         let mut averaged = tensors.snapshot()?;
@@ -202,7 +217,8 @@ pub fn train(
         // As served: the calibration must fit what serving computes.
         let runtime = Runtime::load(&averaged, config, sizes, Precision::default())?;
         let by_encoder = runtime.logits(&texts);
-        let calibration = calibrate(&by_encoder, &by_words, validation, settings.coverage);
+        let calibration =
+            calibrate(&by_encoder, &by_words, validation, &class_weights, settings.coverage);
         let pairs = by_encoder.iter().zip(&by_words);
         let predictions: Vec<Prediction> = pairs.map(|(a, b)| calibration.apply(a, b)).collect();
         let score = macro_f1(&predictions, validation, sizes.n_types);
@@ -222,6 +238,18 @@ pub fn train(
     lexical.store(&mut best.weights)?;
     Ok(best)
 }
+
+/// A part of a batch: most of candle's work between the matrix products knows one thread only, so each
+/// core gets a part.
+struct Part {
+    cases: Vec<usize>,
+    /// Token ids of each case, some hidden.
+    ids: Vec<Vec<u32>>,
+    seed: u64,
+}
+
+/// Parts of a batch. Not the number of cores: the sums of a step must not depend on the machine.
+const N_PARTS: usize = 2;
 
 /// Linear warm-up over the first tenth, then linear decay to a twentieth.
 fn schedule(progress: f32) -> f32 {
@@ -295,6 +323,7 @@ fn calibrate(
     by_encoder: &[TextLogits],
     by_words: &[TextLogits],
     cases: &[Example],
+    class_weights: &[f32],
     coverage: f32,
 ) -> Calibration {
     // One head's logits by both halves, with the case's target.
@@ -309,7 +338,7 @@ fn calibrate(
     let grounds: Vec<_> = head(|it| &it.grounds)
         .filter_map(|(it, target)| Some((it, target.grounds.clone()?)))
         .collect();
-    calibration::fit(&types, &levels, &grounds, coverage)
+    calibration::fit(&types, &levels, &grounds, class_weights, coverage)
 }
 
 #[cfg(test)]
