@@ -1,18 +1,23 @@
 //! The only room that knows axum, status codes and requests. Knows no model and no files.
 
+pub mod answer;
+pub mod body;
 pub mod classify;
+pub mod compatible;
 pub mod error;
 pub mod info;
 pub mod router;
 pub mod wire;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use error::ApiError;
 
 use crate::inference::Engine;
 use crate::pipeline::Pipeline;
@@ -37,10 +42,51 @@ pub struct Limits {
     pub max_deadline: Duration,
 }
 
+/// One model version in service: what it takes to answer.
+pub struct Serving {
+    /// The version.
+    pub pipeline: Arc<Pipeline>,
+    /// Its model thread.
+    pub engine: Engine,
+}
+
+/// Whether new items would be taken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// They would.
+    Ready,
+    /// No model yet.
+    Loading,
+    /// No room for one more item.
+    Full,
+    /// The service is stopping.
+    Draining,
+    /// The model thread has ended; only a restart helps.
+    Stopped,
+}
+
+impl Readiness {
+    /// Whether it is [`Readiness::Ready`].
+    pub fn is_ready(self) -> bool {
+        self == Self::Ready
+    }
+
+    /// Stable code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Loading => "loading",
+            Self::Full => "full",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// What handlers share.
 pub struct Service {
-    pipeline: Arc<Pipeline>,
-    engine: Engine,
+    /// None while the first version is loaded. A request keeps the version it began with.
+    serving: RwLock<Option<Arc<Serving>>>,
     limits: Limits,
     is_draining: AtomicBool,
     /// Items that may still be taken.
@@ -52,10 +98,16 @@ pub struct Service {
 impl Service {
     /// A service over a loaded model and its running engine.
     pub fn new(pipeline: Arc<Pipeline>, engine: Engine, limits: Limits) -> Arc<Self> {
+        let service = Self::loading(limits);
+        service.open(pipeline, engine);
+        service
+    }
+
+    /// A service that answers health and waits for [`Service::open`].
+    pub fn loading(limits: Limits) -> Arc<Self> {
         let n_steps = BODIES_IN_MEMORY * limits.max_body_bytes.div_ceil(BODY_STEP);
         Arc::new(Self {
-            pipeline,
-            engine,
+            serving: RwLock::new(None),
             limits,
             is_draining: AtomicBool::new(false),
             items: Arc::new(Semaphore::new(limits.max_waiting_items)),
@@ -63,13 +115,44 @@ impl Service {
         })
     }
 
+    /// New requests are answered by this version from now on.
+    pub fn open(&self, pipeline: Arc<Pipeline>, engine: Engine) {
+        let serving = Arc::new(Serving { pipeline, engine });
+        // Nothing panics while holding the lock, and an `Option` cannot be half changed.
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(serving);
+    }
+
     /// Takes no new items from now on; `/readyz` says so.
     pub fn drain(&self) {
         self.is_draining.store(true, Ordering::Release);
     }
 
-    fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::Acquire)
+    /// Whether new items would be taken now.
+    pub fn readiness(&self) -> Readiness {
+        let serving = self.current();
+        if self.is_draining.load(Ordering::Acquire) {
+            Readiness::Draining
+        } else if serving.is_none() {
+            Readiness::Loading
+        } else if serving.is_some_and(|it| it.engine.is_stopped()) {
+            Readiness::Stopped
+        } else if self.items.available_permits() == 0 {
+            Readiness::Full
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    /// The version to answer with.
+    fn serving(&self) -> Result<Arc<Serving>, ApiError> {
+        if self.is_draining.load(Ordering::Acquire) {
+            return Err(ApiError::Stopping);
+        }
+        self.current().ok_or(ApiError::Loading)
+    }
+
+    fn current(&self) -> Option<Arc<Serving>> {
+        self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -150,6 +150,11 @@ impl Engine {
         self.sender().as_ref().map_or(0, |it| it.max_capacity() - it.capacity())
     }
 
+    /// Whether nothing will be computed any more: after [`Engine::close`], or when the thread has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.sender().as_ref().is_none_or(mpsc::Sender::is_closed)
+    }
+
     /// The limits the engine was started with.
     pub fn limits(&self) -> EngineLimits {
         self.limits

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::config::{Config, ServeSettings};
 use crate::http::{self, Limits, Service};
-use crate::inference::{Engine, EngineLimits};
+use crate::inference::{Engine, EngineLimits, EngineThread};
 use crate::pipeline::Pipeline;
 
 /// Longest time for a request's body to arrive.
@@ -61,14 +61,6 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(serve.address)
         .await
         .with_context(|| format!("cannot listen on {}", serve.address))?;
-    let pipeline = Arc::new(Pipeline::load(&config.model, config.user_dict.as_deref())?);
-    let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
-    let limits = EngineLimits {
-        max_batch_tokens: at_least_one(serve.max_batch_tokens),
-        max_waiting_items: at_least_one(serve.max_waiting_items),
-        ..EngineLimits::default()
-    };
-    let (engine, thread) = Engine::start(pipeline.clone(), limits)?;
     let limits = Limits {
         max_body_bytes: serve.max_body_bytes,
         max_items: serve.max_items,
@@ -76,22 +68,61 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         body_timeout: BODY_TIMEOUT,
         max_deadline: MAX_DEADLINE,
     };
+    let service = Service::loading(limits);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signal = stop_signal()?;
+    let stop_reason = async move {
+        tokio::select! {
+            () = signal => {}
+            _ = stopped => {}
+        }
+    };
+    let address = listener.local_addr()?;
+    let drain_timeout = Duration::from_secs(serve.drain_seconds);
+    // Health is answered while the model is loaded.
+    let server =
+        tokio::spawn(http::serve(listener, Arc::clone(&service), stop_reason, drain_timeout));
+    let loaded = load(config).await;
+    let (pipeline, engine, thread) = match loaded {
+        Ok(it) => it,
+        Err(error) => {
+            drop(stop);
+            return Err(error);
+        }
+    };
     let identity = pipeline.identity();
     tracing::info!(
         model.name = identity.name,
         model.version = identity.version,
         model.digest = identity.digest,
-        http.address = %listener.local_addr()?,
+        http.address = %address,
         start.duration_ms = started.elapsed().as_millis() as u64,
         "ready"
     );
-    let service = Service::new(pipeline.clone(), engine.clone(), limits);
-    let drain_timeout = Duration::from_secs(serve.drain_seconds);
-    http::serve(listener, service, stop_signal()?, drain_timeout).await?;
+    service.open(pipeline.clone(), engine.clone());
+    server.await??;
+    drop(stop);
     engine.close();
     tokio::task::spawn_blocking(move || thread.join()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The model in `config`, and its running thread.
+async fn load(config: &Config) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineThread)> {
+    let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
+    let limits = EngineLimits {
+        max_batch_tokens: at_least_one(config.serve.max_batch_tokens),
+        max_waiting_items: at_least_one(config.serve.max_waiting_items),
+        ..EngineLimits::default()
+    };
+    let (model, user_dict) = (config.model.clone(), config.user_dict.clone());
+    let pipeline = tokio::task::spawn_blocking(move || {
+        Pipeline::load(&model, user_dict.as_deref()).map(Arc::new)
+    })
+    .await??;
+    let (engine, thread) = Engine::start(pipeline.clone(), limits)?;
+    Ok((pipeline, engine, thread))
 }
 
 /// Resolves on ctrl-C, and on SIGTERM where there is one.

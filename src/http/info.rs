@@ -9,6 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
 
+use super::compatible::{hugging_face, inference_v2, tei};
+use super::error::ApiError;
 use super::wire::Model;
 use super::{Service, classify, error};
 use crate::reply::Due;
@@ -16,7 +18,7 @@ use crate::reply::Due;
 /// State of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`, or for readiness `ready`, `full` or `draining`.
+    /// `ok`, or for readiness `ready`, `loading`, `full`, `draining` or `stopped`.
     pub status: &'static str,
 }
 
@@ -91,7 +93,23 @@ pub struct NamedReply<'a> {
         title = "opinion-triage",
         description = "Triage of Chinese public-opinion items. A result is a proposal; a person decides.",
     ),
-    paths(classify::classify, healthz, readyz, model, taxonomy, openapi),
+    paths(
+        classify::classify,
+        model,
+        taxonomy,
+        healthz,
+        readyz,
+        openapi,
+        tei::predict,
+        hugging_face::root,
+        hugging_face::model,
+        inference_v2::server,
+        inference_v2::live,
+        inference_v2::ready,
+        inference_v2::model,
+        inference_v2::model_ready,
+        inference_v2::infer,
+    ),
     components(schemas(error::Problem))
 )]
 pub struct ApiDoc;
@@ -112,20 +130,16 @@ pub async fn healthz() -> Json<Health> {
     )
 )]
 pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
-    let (code, status) = if service.is_draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if service.items.available_permits() == 0 {
-        (StatusCode::SERVICE_UNAVAILABLE, "full")
-    } else {
-        (StatusCode::OK, "ready")
-    };
-    (code, Json(Health { status })).into_response()
+    let readiness = service.readiness();
+    let code = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Health { status: readiness.code() })).into_response()
 }
 
 /// The model in use.
 #[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply)))]
-pub async fn model(State(service): State<Arc<Service>>) -> Response {
-    let pipeline = &service.pipeline;
+pub async fn model(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    let serving = service.serving()?;
+    let pipeline = &serving.pipeline;
     let identity = pipeline.identity();
     let metadata = pipeline.metadata();
     let reply = ModelReply {
@@ -138,13 +152,14 @@ pub async fn model(State(service): State<Arc<Service>>) -> Response {
         metrics: &metadata["metrics"],
         policy_digest: pipeline.policy_digest(),
     };
-    Json(reply).into_response()
+    Ok(Json(reply).into_response())
 }
 
 /// What the labels mean, and how each type is handled.
 #[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply)))]
-pub async fn taxonomy(State(service): State<Arc<Service>>) -> Response {
-    let taxonomy = service.pipeline.taxonomy();
+pub async fn taxonomy(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    let serving = service.serving()?;
+    let taxonomy = serving.pipeline.taxonomy();
     let reply = TaxonomyReply {
         types: taxonomy
             .types
@@ -169,9 +184,9 @@ pub async fn taxonomy(State(service): State<Arc<Service>>) -> Response {
             .iter()
             .map(|it| NamedReply { code: &it.code, zh: &it.zh })
             .collect(),
-        policy_digest: service.pipeline.policy_digest(),
+        policy_digest: serving.pipeline.policy_digest(),
     };
-    Json(reply).into_response()
+    Ok(Json(reply).into_response())
 }
 
 /// This contract.

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::body;
 use super::error::ApiError;
 use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText, TextError};
@@ -138,11 +139,9 @@ pub struct ParsedItem {
 /// Reads the envelope; items may still be faulty, each for itself.
 ///
 /// # Errors
-/// [`ApiError::InvalidJson`], or [`ApiError::Semantic`] about the envelope.
+/// [`ApiError::InvalidJson`] or [`ApiError::TooDeep`], or [`ApiError::Semantic`] about the envelope.
 pub fn parse(body: &[u8], max_items: usize, max_deadline_ms: u64) -> Result<Parsed, ApiError> {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|it| ApiError::InvalidJson { line: it.line(), column: it.column() })?;
-    let Value::Object(mut envelope) = value else {
+    let Value::Object(mut envelope) = body::json(body)? else {
         return Err(semantic("not_an_object", "the body must be an object with `items`", ""));
     };
     for name in envelope.keys() {

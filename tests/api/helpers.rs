@@ -96,10 +96,12 @@ pub async fn get(app: &Router, path: &str) -> Reply {
 }
 
 pub async fn post(app: &Router, body: impl Into<Body>) -> Reply {
-    let request = Request::post("/v1/classify")
-        .header("content-type", "application/json")
-        .body(body.into())
-        .unwrap();
+    post_to(app, "/v1/classify", body).await
+}
+
+pub async fn post_to(app: &Router, path: &str, body: impl Into<Body>) -> Reply {
+    let request =
+        Request::post(path).header("content-type", "application/json").body(body.into()).unwrap();
     send(app, request).await
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::helpers::{app, classify, post};
+use crate::helpers::{app, classify, post, post_to};
 
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
@@ -61,6 +61,20 @@ fn no_text_reaches_the_log_or_an_error() {
             format!("\"{CANARY}\""),
         ] {
             let reply = post(&app, body).await;
+            assert!(!reply.body.to_string().contains(CANARY), "{}", reply.body);
+        }
+        for (path, body) in [
+            ("/predict", json!({"inputs": [[CANARY], [CANARY]]})),
+            ("/predict", json!({"inputs": [CANARY, CANARY]})),
+            ("/predict", json!({"inputs": CANARY, CANARY: CANARY})),
+            ("/predict", json!({"inputs": CANARY, "truncation_direction": CANARY})),
+            ("/", json!({"inputs": [CANARY, {"x": CANARY}]})),
+            ("/", json!({"inputs": CANARY, "parameters": {"function_to_apply": CANARY}})),
+            ("/", json!({"inputs": CANARY.repeat(10_000)})),
+            ("/v2/models/triage/infer", json!({"inputs": [{"name": CANARY, "data": [CANARY]}]})),
+            ("/v2/models/triage/infer", json!({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [CANARY]}], "outputs": [{"name": CANARY}]})),
+        ] {
+            let reply = post_to(&app, path, body.to_string()).await;
             assert!(!reply.body.to_string().contains(CANARY), "{}", reply.body);
         }
     });
