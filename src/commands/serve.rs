@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,12 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use crate::config::{Config, ServeSettings};
-use crate::http::{self, Limits, Service};
+use crate::http::connection::{self, Connections, Tls};
+use crate::http::{Limits, Service, Settings};
 use crate::inference::{Engine, EngineLimits, EngineThread};
+use crate::keys::KeysFile;
 use crate::pipeline::Pipeline;
+use crate::telemetry::metrics::Metrics;
 
 /// Longest time for a request's body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,6 +65,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(serve.address)
         .await
         .with_context(|| format!("cannot listen on {}", serve.address))?;
+    let metrics = Metrics::new();
+    let keys = serve.keys.as_deref().map(KeysFile::load).transpose()?.map(Arc::new);
     let limits = Limits {
         max_body_bytes: serve.max_body_bytes,
         max_items: serve.max_items,
@@ -68,7 +74,20 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         body_timeout: BODY_TIMEOUT,
         max_deadline: MAX_DEADLINE,
     };
-    let service = Service::loading(limits);
+    let settings = Settings {
+        limits,
+        cache_bytes: serve.cache_mib << 20,
+        cors_origins: serve.cors_origins.iter().map(|it| it.parse()).collect::<Result<_, _>>()?,
+        keys: keys.clone(),
+        metrics: metrics.clone(),
+    };
+    let connections = Connections {
+        head_timeout: Duration::from_secs(serve.head_seconds),
+        max_connections: serve.max_connections,
+        drain_timeout: Duration::from_secs(serve.drain_seconds),
+        tls: serve.tls.as_ref().map(|(cert, key)| tls(cert, key)).transpose()?,
+    };
+    let service = Service::loading(settings);
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let signal = stop_signal()?;
     let stop_reason = async move {
@@ -78,11 +97,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
     };
     let address = listener.local_addr()?;
-    let drain_timeout = Duration::from_secs(serve.drain_seconds);
     // Health is answered while the model is loaded.
     let server =
-        tokio::spawn(http::serve(listener, Arc::clone(&service), stop_reason, drain_timeout));
-    let loaded = load(config).await;
+        tokio::spawn(connection::serve(listener, Arc::clone(&service), connections, stop_reason));
+    if let Some(keys) = keys {
+        tokio::spawn(watch(keys));
+    }
+    let loaded = load(config, metrics).await;
     let (pipeline, engine, thread) = match loaded {
         Ok(it) => it,
         Err(error) => {
@@ -109,7 +130,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 }
 
 /// The model in `config`, and its running thread.
-async fn load(config: &Config) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineThread)> {
+async fn load(
+    config: &Config,
+    metrics: Metrics,
+) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineThread)> {
     let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
     let limits = EngineLimits {
         max_batch_tokens: at_least_one(config.serve.max_batch_tokens),
@@ -121,8 +145,33 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineT
         Pipeline::load(&model, user_dict.as_deref()).map(Arc::new)
     })
     .await??;
-    let (engine, thread) = Engine::start(pipeline.clone(), limits)?;
+    let (engine, thread) = Engine::start(pipeline.clone(), limits, metrics)?;
     Ok((pipeline, engine, thread))
+}
+
+/// The certificate chain and private key in these files.
+fn tls(cert: &Path, key: &Path) -> anyhow::Result<Tls> {
+    let read = |path: &Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    Ok(Tls::from_pem(&read(cert)?, &read(key)?)?)
+}
+
+/// Reads the keys again whenever their file changes. A bad change is logged once and the old keys stay.
+async fn watch(keys: Arc<KeysFile>) {
+    const PERIOD: Duration = Duration::from_secs(1);
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let keys = Arc::clone(&keys);
+        match tokio::task::spawn_blocking(move || keys.refresh()).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(n_keys))) => tracing::info!(keys.count = n_keys, "keys read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %error, "keys not read again; the old ones stay");
+            }
+            Err(_) => return, // The runtime is stopping.
+        }
+    }
 }
 
 /// Resolves on ctrl-C, and on SIGTERM where there is one.

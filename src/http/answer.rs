@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{self, Media};
 use super::error::ApiError;
@@ -14,8 +14,12 @@ use super::{Service, Serving};
 use crate::domain::case::CaseText;
 use crate::domain::prediction::Prediction;
 use crate::inference::InferError;
+use crate::inference::plan::Lane;
 use crate::pipeline::{InputReport, PrepareError, Prepared};
 use crate::reply::{ClassifiedItem, reply};
+
+/// Header that names the lane.
+pub const LANE: &str = "x-triage-lane";
 
 /// A text as it came, and where in the request it stood.
 #[derive(Debug)]
@@ -78,8 +82,9 @@ pub async fn all_or_none<T: Send + 'static>(
     let started = Instant::now();
     let serving = service.serving()?;
     body::require(media, headers)?;
+    let lane = lane(headers)?;
     let (body, _in_memory) = body::read(service, headers, body).await?;
-    let (reports, rows, asked, _places) = on_cpu({
+    let (reports, rows, asked, received, _places) = on_cpu({
         let (service, serving) = (Arc::clone(service), Arc::clone(&serving));
         move || {
             let (texts, asked) = parse(&body)?;
@@ -92,7 +97,8 @@ pub async fn all_or_none<T: Send + 'static>(
                     bound: Some((limit, actual)),
                 });
             }
-            let places = places(&service, texts.len())?;
+            let received = service.metrics.receive(texts.len());
+            let places = Places::take(&service, texts.len(), lane)?;
             let mut rows = Vec::with_capacity(texts.len());
             for Submitted { text, pointer } in texts {
                 let text =
@@ -108,7 +114,7 @@ pub async fn all_or_none<T: Send + 'static>(
                 rows.push(row);
             }
             let reports: Vec<_> = rows.iter().map(|it| it.report.clone()).collect();
-            Ok((reports, rows, asked, places))
+            Ok((reports, rows, asked, received, places))
         }
     })
     .await??;
@@ -116,36 +122,93 @@ pub async fn all_or_none<T: Send + 'static>(
     let limit = service.limits.max_deadline;
     let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
     let left = limit.checked_sub(text).ok_or(too_late.clone())?;
-    let predictions =
-        tokio::time::timeout(left, predict(&serving, rows)).await.map_err(|_| too_late)??;
-    let rows = reports
+    let predictions = tokio::time::timeout(left, predict(service, &serving, lane, rows))
+        .await
+        .map_err(|_| too_late)??;
+    let rows: Vec<_> = reports
         .into_iter()
         .zip(predictions)
         .map(|(report, prediction)| Ok((report, prediction?)))
         .collect::<Result<_, InferError>>()?;
     let timing = Timing { text, model: started.elapsed() - text };
+    received.answered(rows.len());
     Ok((Answer { serving, rows, timing }, asked))
 }
 
-/// Places for `n_items`; they are free again when the permit is dropped.
+/// The lane the header names; interactive when it is absent.
 ///
 /// # Errors
-/// [`ApiError::Overloaded`] when there are not as many.
-pub fn places(service: &Service, n_items: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    Arc::clone(&service.items)
-        .try_acquire_many_owned(n_items as u32)
-        .map_err(|_| ApiError::Overloaded)
+/// [`ApiError::Semantic`] for a lane that is none.
+pub fn lane(headers: &HeaderMap) -> Result<Lane, ApiError> {
+    let Some(value) = headers.get(LANE) else { return Ok(Lane::default()) };
+    value.to_str().ok().and_then(Lane::from_code).ok_or_else(|| ApiError::Semantic {
+        code: "unknown_lane",
+        detail: format!("`{LANE}` is `interactive` or `bulk`"),
+        pointer: String::new(),
+        bound: None,
+    })
 }
 
-/// One result per row, in order.
+/// Places for a request's items; they are free again when this is dropped.
+#[derive(Debug)]
+pub struct Places {
+    _all: OwnedSemaphorePermit,
+    _bulk: Option<OwnedSemaphorePermit>,
+}
+
+impl Places {
+    /// `n_items` places in `lane`.
+    ///
+    /// # Errors
+    /// [`ApiError::Overloaded`] when there are not as many.
+    pub fn take(service: &Service, n_items: usize, lane: Lane) -> Result<Self, ApiError> {
+        let take = |from: &Arc<Semaphore>| {
+            Arc::clone(from)
+                .try_acquire_many_owned(n_items as u32)
+                .map_err(|_| ApiError::Overloaded)
+        };
+        let bulk = match lane {
+            Lane::Interactive => None,
+            Lane::Bulk => Some(take(&service.bulk_items)?),
+        };
+        Ok(Self { _all: take(&service.items)?, _bulk: bulk })
+    }
+}
+
+/// One result per row, in order: from the cache where it knows the text, else from the engine.
 ///
 /// # Errors
-/// [`ApiError`] when no row was taken.
+/// [`ApiError`] when rows had to be computed and were not taken.
 pub async fn predict(
+    service: &Service,
     serving: &Serving,
+    lane: Lane,
     rows: Vec<Prepared>,
 ) -> Result<Vec<Result<Prediction, InferError>>, ApiError> {
-    Ok(serving.engine.predict_many(rows).await?)
+    let Some(cache) = &serving.cache else {
+        return Ok(serving.engine.predict_many(lane, rows).await?);
+    };
+    let mut answers = Vec::with_capacity(rows.len());
+    let (mut unknown, mut places) = (Vec::new(), Vec::new());
+    for (idx, row) in rows.into_iter().enumerate() {
+        let known = row.fingerprint.and_then(|it| cache.get(&it));
+        if known.is_none() {
+            places.push((idx, row.fingerprint));
+            unknown.push(row);
+        }
+        answers.push(known.ok_or(InferError::Model));
+    }
+    service.metrics.cache(answers.len() - unknown.len(), unknown.len());
+    if !unknown.is_empty() {
+        let predictions = serving.engine.predict_many(lane, unknown).await?;
+        for ((idx, fingerprint), prediction) in places.into_iter().zip(predictions) {
+            if let (Some(fingerprint), Ok(prediction)) = (fingerprint, &prediction) {
+                cache.insert(&fingerprint, prediction.clone());
+            }
+            answers[idx] = prediction;
+        }
+    }
+    Ok(answers)
 }
 
 /// Runs `work` on the threads for text work: the CPU's work must not hold up those that answer everyone else.

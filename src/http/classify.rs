@@ -7,9 +7,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::answer::{self, Timing, on_cpu};
+use super::answer::{self, Places, Timing, on_cpu};
 use super::body::{self, Media};
 use super::error::{ApiError, Problem};
 use super::wire::{self, ClassifyReply, ClassifyRequest, Fault, ItemError, ItemResult, Model};
@@ -18,8 +17,10 @@ use crate::domain::case::CaseId;
 use crate::domain::prediction::Prediction;
 use crate::evidence::{self, Evidence, Reason};
 use crate::inference::InferError;
+use crate::inference::plan::Lane;
 use crate::pipeline::{InputReport, PrepareError, Prepared, Probe};
 use crate::reply::{self, reply};
+use crate::telemetry::metrics::Received;
 
 /// Predictions asked for at once to explain one type, so that other callers' items come between.
 const EVIDENCE_AT_A_TIME: usize = 32;
@@ -48,25 +49,28 @@ pub async fn classify(
     let started = Instant::now();
     let serving = service.serving()?;
     body::require(Media::Json, &headers)?;
+    let lane = answer::lane(&headers)?;
     let (body, _in_memory) = body::read(&service, &headers, body).await?;
     // Text work is the CPU's: it must not hold up the threads that answer everyone else.
     let taken = on_cpu({
         let (service, serving) = (Arc::clone(&service), Arc::clone(&serving));
-        move || take(&service, &serving, &body)
+        move || take(&service, &serving, lane, &body)
     })
     .await??;
-    let Taken { rows, probes, items, include_logits, deadline_ms, _places } = taken;
+    let Taken { rows, probes, items, received, include_logits, deadline_ms, lane, _places } = taken;
     let limit = deadline_ms.map_or(service.limits.max_deadline, Duration::from_millis);
     let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
     let text_duration = started.elapsed();
     let left = limit.checked_sub(text_duration).ok_or(too_late.clone())?;
     let at_a_time = EVIDENCE_AT_A_TIME.min(service.limits.max_waiting_items);
     let answer = async {
-        let predictions = answer::predict(&serving, rows).await?;
+        let predictions = answer::predict(&service, &serving, lane, rows).await?;
         let mut evidence = Vec::with_capacity(probes.len());
         for (probe, prediction) in probes.into_iter().zip(&predictions) {
             evidence.push(match prediction {
-                Ok(prediction) => Some(explain_type(&serving, at_a_time, probe, prediction).await?),
+                Ok(prediction) => {
+                    Some(explain_type(&serving, lane, at_a_time, probe, prediction).await?)
+                }
                 Err(_) => None,
             });
         }
@@ -105,7 +109,8 @@ pub async fn classify(
                 }
                 Err(fault) => refused(id.as_ref().map(CaseId::as_str), fault.clone()),
             })
-            .collect();
+            .collect::<Vec<_>>();
+        let n_ok = results.iter().filter(|it| matches!(it, ItemResult::Classified(_))).count();
         let model = serving.pipeline.identity();
         let reply = ClassifyReply {
             results,
@@ -118,6 +123,7 @@ pub async fn classify(
             http.duration_ms = started.elapsed().as_millis() as u64,
             "classified"
         );
+        received.answered(n_ok);
         let headers = [
             (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (HeaderName::from_static("server-timing"), timing.header()),
@@ -135,6 +141,7 @@ fn refused(id: Option<&str>, error: Fault) -> ItemResult<'_> {
 /// other callers' items come between.
 async fn explain_type(
     serving: &Arc<Serving>,
+    lane: Lane,
     at_a_time: usize,
     probe: Probe,
     prediction: &Prediction,
@@ -145,11 +152,11 @@ async fn explain_type(
     };
     let (type_idx, whole) = (prediction.type_idx(), prediction.confidence().get());
     let probe = Arc::new(probe);
-    let found = match losses(serving, at_a_time, &probe, singles, type_idx, whole).await? {
+    let found = match losses(serving, lane, at_a_time, &probe, singles, type_idx, whole).await? {
         None => Evidence::Withheld(Reason::Overloaded),
         Some(effects) => {
             let tests = evidence::tests(&effects);
-            match losses(serving, at_a_time, &probe, tests, type_idx, whole).await? {
+            match losses(serving, lane, at_a_time, &probe, tests, type_idx, whole).await? {
                 None => Evidence::Withheld(Reason::Overloaded),
                 Some(losses) => evidence::explain(&effects, &losses),
             }
@@ -161,6 +168,7 @@ async fn explain_type(
 /// What the type's probability, `whole`, loses without each of `sets`; none when there was no room.
 async fn losses(
     serving: &Arc<Serving>,
+    lane: Lane,
     at_a_time: usize,
     probe: &Arc<Probe>,
     sets: Vec<Vec<usize>>,
@@ -174,7 +182,7 @@ async fn losses(
             let serving = Arc::clone(serving);
             on_cpu(move || part.iter().map(|it| serving.pipeline.without(&probe, it)).collect())
         };
-        let predictions = match serving.engine.predict_many(rows.await?).await {
+        let predictions = match serving.engine.predict_many(lane, rows.await?).await {
             Ok(predictions) => predictions,
             Err(InferError::Overloaded) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -194,16 +202,20 @@ struct Taken {
     probes: Vec<Probe>,
     /// Each item's report, in order, or what is wrong with it.
     items: Vec<(Option<CaseId>, Result<InputReport, Fault>)>,
+    received: Received,
     include_logits: bool,
     deadline_ms: Option<u64>,
-    _places: OwnedSemaphorePermit,
+    lane: Lane,
+    _places: Places,
 }
 
-fn take(service: &Service, serving: &Serving, body: &Bytes) -> Result<Taken, ApiError> {
+fn take(service: &Service, serving: &Serving, lane: Lane, body: &Bytes) -> Result<Taken, ApiError> {
     let limits = service.limits;
     let parsed = wire::parse(body, limits.max_items, limits.max_deadline.as_millis() as u64)?;
     // Places before work: a full service must say so cheaply.
-    let places = answer::places(service, parsed.items.len())?;
+    let lane = parsed.lane.unwrap_or(lane);
+    let received = service.metrics.receive(parsed.items.len());
+    let places = Places::take(service, parsed.items.len(), lane)?;
     let (mut rows, mut probes) = (Vec::new(), Vec::new());
     let mut items = Vec::with_capacity(parsed.items.len());
     for (idx, item) in parsed.items.into_iter().enumerate() {
@@ -227,8 +239,10 @@ fn take(service: &Service, serving: &Serving, body: &Bytes) -> Result<Taken, Api
         rows,
         probes,
         items,
+        received,
         include_logits: parsed.include_logits,
         deadline_ms: parsed.deadline_ms,
+        lane,
         _places: places,
     })
 }

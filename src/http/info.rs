@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use utoipa::{OpenApi, ToSchema};
@@ -13,13 +13,19 @@ use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
 use super::wire::Model;
 use super::{Service, classify, error};
+use crate::cache::PredictionCache;
+use crate::inference::plan::Lane;
 use crate::reply::Due;
+use crate::telemetry::metrics::{MEDIA_TYPE, Metrics, NO_ROUTE};
 
 /// State of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub struct Health {
     /// `ok`, or for readiness `ready`, `loading`, `full`, `draining` or `stopped`.
     pub status: &'static str,
+    /// Panics the model thread survived since the start; only in readiness.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_panics: Option<u64>,
 }
 
 /// The model in use.
@@ -99,6 +105,7 @@ pub struct NamedReply<'a> {
         taxonomy,
         healthz,
         readyz,
+        metrics,
         openapi,
         tei::predict,
         hugging_face::root,
@@ -117,7 +124,7 @@ pub struct ApiDoc;
 /// Whether the process lives.
 #[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health)))]
 pub async fn healthz() -> Json<Health> {
-    Json(Health { status: "ok" })
+    Json(Health { status: "ok", worker_panics: None })
 }
 
 /// Whether new items would be taken now.
@@ -132,7 +139,8 @@ pub async fn healthz() -> Json<Health> {
 pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
     let readiness = service.readiness();
     let code = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Health { status: readiness.code() })).into_response()
+    let worker_panics = Some(service.metrics.n_panics());
+    (code, Json(Health { status: readiness.code(), worker_panics })).into_response()
 }
 
 /// The model in use.
@@ -193,4 +201,32 @@ pub async fn taxonomy(State(service): State<Arc<Service>>) -> Result<Response, A
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI", body = Object)))]
 pub async fn openapi() -> Response {
     Json(ApiDoc::openapi()).into_response()
+}
+
+/// Counts and times for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")))]
+pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    let metrics = &service.metrics;
+    // What is a state and not an event is looked up when somebody asks.
+    metrics.set_ready(service.readiness().is_ready());
+    if let Some(serving) = service.current() {
+        for lane in Lane::ALL {
+            metrics.set_waiting(lane.code(), serving.engine.n_waiting(lane));
+        }
+        metrics.set_cache_bytes(serving.cache.as_ref().map_or(0, PredictionCache::bytes));
+    }
+    ([(header::CONTENT_TYPE, MEDIA_TYPE)], metrics.encode()).into_response()
+}
+
+/// Makes the series of every documented route and status, so that all are there from the start.
+pub fn declare(metrics: &Metrics) {
+    for (route, item) in &ApiDoc::openapi().paths.paths {
+        for (method, operation) in [("GET", &item.get), ("POST", &item.post)] {
+            let responses = operation.iter().flat_map(|it| it.responses.responses.keys());
+            for status in responses.filter_map(|it| it.parse().ok()) {
+                metrics.declare(method, route, status);
+            }
+        }
+    }
+    metrics.declare("GET", NO_ROUTE, 404);
 }

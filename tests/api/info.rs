@@ -12,7 +12,7 @@ use crate::helpers::{app, classify, get, send, service};
 async fn health_model_and_taxonomy() {
     let app = app();
     assert_eq!(get(&app, "/healthz").await.body, json!({"status": "ok"}));
-    assert_eq!(get(&app, "/readyz").await.body, json!({"status": "ready"}));
+    assert_eq!(get(&app, "/readyz").await.body, json!({"status": "ready", "worker_panics": 0}));
     let model = get(&app, "/v1/model").await.body;
     for field in ["name", "version", "digest", "bundle", "metrics", "policy_digest"] {
         assert!(model.get(field).is_some(), "{field}");
@@ -58,6 +58,7 @@ async fn no_path_acts_on_a_text_or_a_person() {
         .collect();
     let expected = [
         "get /healthz",
+        "get /metrics",
         "get /openapi.json",
         "get /readyz",
         "get /v1/model",
@@ -111,7 +112,10 @@ async fn a_draining_service_says_so_and_takes_nothing() {
     let app = opinion_triage::http::router::router(test.service.clone());
     test.service.drain();
     let ready = get(&app, "/readyz").await;
-    assert_eq!((ready.status.as_u16(), &ready.body), (503, &json!({"status": "draining"})));
+    assert_eq!(
+        (ready.status.as_u16(), &ready.body),
+        (503, &json!({"status": "draining", "worker_panics": 0}))
+    );
     assert_eq!(get(&app, "/healthz").await.status, 200);
     let reply = classify(&app, &json!({"items": [{"id": "a", "text": "路灯"}]})).await;
     assert_eq!(reply.problem(), (503, "stopping"));
