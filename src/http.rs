@@ -6,9 +6,12 @@ pub mod body;
 pub mod classify;
 pub mod compatible;
 pub mod connection;
+pub mod documented;
 pub mod error;
+mod examples;
 pub mod info;
 pub mod observe;
+pub mod page;
 pub mod router;
 pub mod wire;
 

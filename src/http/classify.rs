@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer::{self, Places, Timing, on_cpu};
 use super::body::{self, Media};
-use super::error::{ApiError, Problem};
+use super::documented;
+use super::error::ApiError;
+use super::examples;
 use super::wire::{self, ClassifyReply, ClassifyRequest, Fault, ItemError, ItemResult, Model};
 use super::{Service, Serving};
 use crate::domain::case::CaseId;
@@ -29,16 +31,13 @@ const EVIDENCE_AT_A_TIME: usize = 32;
 #[utoipa::path(
     post,
     path = "/v1/classify",
-    request_body = ClassifyRequest,
+    request_body(content = ClassifyRequest, examples(
+        ("one" = (summary = "One text", value = json!({"items": [{"id": "a1", "text": "小区停水三天了，物业没人管"}]}))),
+        ("all" = (summary = "Everything", value = json!({"items": [{"id": "a1", "text": "小区停水三天了，物业没人管"}, {"id": "a2", "text": "谢谢"}], "include": ["evidence", "logits"], "deadline_ms": 800, "lane": "interactive"}))),
+    )),
     responses(
-        (status = 200, description = "One result per item, in order", body = ClassifyReply),
-        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body came too slowly", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Not announced as JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The envelope is wrong", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Full or stopping; see Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "Too late", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "One result per item, in order", body = ClassifyReply, example = json!(examples::classified())),
+        documented::Classify,
     )
 )]
 pub async fn classify(

@@ -212,7 +212,7 @@ impl ApiError {
     }
 
     /// When to try again, where that is the cure.
-    fn retry_seconds(&self) -> Option<u64> {
+    pub(super) fn retry_seconds(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_seconds, .. } => Some(*retry_seconds),
             Self::Overloaded | Self::Stopping | Self::Loading => Some(1),

@@ -7,12 +7,15 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
+use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
 use super::wire::Model;
-use super::{Service, classify, error};
+use super::{Service, classify, documented, error, examples, page};
 use crate::cache::PredictionCache;
 use crate::inference::plan::Lane;
 use crate::reply::Due;
@@ -37,8 +40,8 @@ pub struct ModelReply<'a> {
     /// How it was made: the bundle's manifest.
     #[schema(value_type = Object)]
     pub bundle: &'a Value,
-    /// How good it is, as measured when it was trained.
-    #[schema(value_type = Object)]
+    /// How good it is, as measured when it was trained; null when it was not.
+    #[schema(value_type = Option<Object>)]
     pub metrics: &'a Value,
     /// Digest of the taxonomy and review policy in force.
     pub policy_digest: &'a str,
@@ -99,6 +102,7 @@ pub struct NamedReply<'a> {
         title = "opinion-triage",
         description = "Triage of Chinese public-opinion items. A result is a proposal; a person decides.",
     ),
+    modifiers(&Keys),
     paths(
         classify::classify,
         model,
@@ -107,6 +111,9 @@ pub struct NamedReply<'a> {
         readyz,
         metrics,
         openapi,
+        page::index,
+        page::script,
+        page::style,
         tei::predict,
         hugging_face::root,
         hugging_face::model,
@@ -117,12 +124,31 @@ pub struct NamedReply<'a> {
         inference_v2::model_ready,
         inference_v2::infer,
     ),
-    components(schemas(error::Problem))
+    components(schemas(error::Problem, tei::TeiError, hugging_face::HuggingFaceError, inference_v2::InferenceError))
 )]
 pub struct ApiDoc;
 
+/// The ways to send a key. A service without keys asks for none.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
+        components.add_security_scheme("bearer", bearer);
+        components.add_security_scheme("header", header);
+        let none: [&str; 0] = [];
+        openapi.security = Some(vec![
+            SecurityRequirement::default(),
+            SecurityRequirement::new("bearer", none),
+            SecurityRequirement::new("header", none),
+        ]);
+    }
+}
+
 /// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health)))]
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health, example = json!({"status": "ok"}))))]
 pub async fn healthz() -> Json<Health> {
     Json(Health { status: "ok", worker_panics: None })
 }
@@ -132,8 +158,8 @@ pub async fn healthz() -> Json<Health> {
     get,
     path = "/readyz",
     responses(
-        (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Full or draining", body = Health),
+        (status = 200, description = "Ready", body = Health, example = json!({"status": "ready", "worker_panics": 0})),
+        (status = 503, description = "Loading, full, draining or stopped", body = Health, example = json!({"status": "draining", "worker_panics": 0})),
     )
 )]
 pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
@@ -144,7 +170,7 @@ pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
 }
 
 /// The model in use.
-#[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply)))]
+#[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply, example = json!(examples::model_reply())), documented::About))]
 pub async fn model(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
     let serving = service.serving()?;
     let pipeline = &serving.pipeline;
@@ -164,7 +190,7 @@ pub async fn model(State(service): State<Arc<Service>>) -> Result<Response, ApiE
 }
 
 /// What the labels mean, and how each type is handled.
-#[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply)))]
+#[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply, example = json!(examples::taxonomy())), documented::About))]
 pub async fn taxonomy(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
     let serving = service.serving()?;
     let taxonomy = serving.pipeline.taxonomy();
@@ -204,7 +230,7 @@ pub async fn openapi() -> Response {
 }
 
 /// Counts and times for Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text")))]
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"), documented::Operate))]
 pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let metrics = &service.metrics;
     // What is a state and not an event is looked up when somebody asks.

@@ -13,7 +13,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use super::access::{self, Guard};
 use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
-use super::{Service, answer, classify, info, observe};
+use super::{Service, answer, classify, info, observe, page};
 use crate::keys::Role;
 
 type Routes = Router<Arc<Service>>;
@@ -24,7 +24,10 @@ pub fn router(service: Arc<Service>) -> Router {
     let open = Router::new()
         .route("/healthz", get(info::healthz))
         .route("/readyz", get(info::readyz))
-        .route("/openapi.json", get(info::openapi));
+        .route("/openapi.json", get(info::openapi))
+        .route("/docs", get(page::index))
+        .route("/docs/page.js", get(page::script))
+        .route("/docs/page.css", get(page::style));
     let own =
         guarded(Router::new().route("/v1/classify", post(classify::classify)), &service, classify);
     let about = guarded(

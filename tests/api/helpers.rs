@@ -85,7 +85,12 @@ pub async fn metric(app: &Router, series: &str) -> Option<f64> {
 }
 
 pub async fn metrics(app: &Router) -> String {
-    let request = Request::get("/metrics").body(Body::empty()).unwrap();
+    text(app, "/metrics").await
+}
+
+/// What is not JSON.
+pub async fn text(app: &Router, path: &str) -> String {
+    let request = Request::get(path).body(Body::empty()).unwrap();
     let response = app.clone().oneshot(request).await.unwrap();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(bytes.to_vec()).unwrap()

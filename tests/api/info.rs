@@ -57,6 +57,9 @@ async fn no_path_acts_on_a_text_or_a_person() {
         })
         .collect();
     let expected = [
+        "get /docs",
+        "get /docs/page.css",
+        "get /docs/page.js",
         "get /healthz",
         "get /metrics",
         "get /openapi.json",

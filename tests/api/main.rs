@@ -6,6 +6,7 @@
 mod access;
 mod classify;
 mod compatible;
+mod contract;
 mod helpers;
 mod info;
 mod logs;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header::HeaderName};
+use axum::http::{HeaderMap, StatusCode, header::HeaderName};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -16,6 +16,7 @@ use super::{MODEL, Scored, Scores, fields, ranked, semantic};
 use crate::http::Service;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
+use crate::http::documented;
 use crate::http::error::ApiError;
 
 /// A text-classification request.
@@ -71,7 +72,8 @@ struct Asked {
     params(("model" = String, Path, description = "`triage`, or the bundle's name", example = "triage")),
     request_body(content = ClassificationRequest, example = json!({"inputs": "小区停水三天了，物业没人管", "parameters": {"top_k": 2}})),
     responses(
-        (status = 200, description = "One list a text, labels best first", body = Vec<Vec<Scored>>),
+        (status = 200, description = "One list a text, labels best first", body = Vec<Vec<Scored>>, example = json!([[{"label": "problem", "score": 0.9645}, {"label": "disputed_claim", "score": 0.0133}]])),
+        documented::HuggingFaceModel,
     )
 )]
 pub async fn model(
@@ -93,7 +95,8 @@ pub async fn model(
     tag = "compatible",
     request_body(content = ClassificationRequest, example = json!({"inputs": ["小区停水三天了，物业没人管", "谢谢"]})),
     responses(
-        (status = 200, description = "One list a text, labels best first", body = Vec<Vec<Scored>>),
+        (status = 200, description = "One list a text, labels best first", body = Vec<Vec<Scored>>, example = json!([[{"label": "problem", "score": 0.9645}, {"label": "disputed_claim", "score": 0.0133}]])),
+        documented::HuggingFaceRoot,
     )
 )]
 pub async fn root(
@@ -182,5 +185,10 @@ fn wrong(pointer: String) -> ApiError {
 
 /// Errors in the shape its clients read.
 pub async fn shape_errors(response: Response) -> Response {
-    super::reshape(response, |error| (error.status(), json!({ "error": error.problem().detail })))
+    super::reshape(response, error_body)
+}
+
+/// Status and body of `error`.
+pub fn error_body(error: &ApiError) -> (StatusCode, Value) {
+    (error.status(), json!({ "error": error.problem().detail }))
 }

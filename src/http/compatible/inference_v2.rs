@@ -20,6 +20,7 @@ use super::{MODEL, fields, semantic};
 use crate::http::Service;
 use crate::http::answer::{Answer, Submitted, all_or_none};
 use crate::http::body::{self, Media};
+use crate::http::documented;
 use crate::http::error::ApiError;
 
 const INPUT: &str = "text";
@@ -186,7 +187,7 @@ pub struct InferenceError {
 }
 
 /// What the server is.
-#[utoipa::path(get, path = "/v2", tag = "compatible", responses((status = 200, description = "The server", body = ServerMetadata)))]
+#[utoipa::path(get, path = "/v2", tag = "compatible", responses((status = 200, description = "The server", body = ServerMetadata, example = json!({"name": "opinion-triage", "version": "0.1.0", "extensions": []})), documented::InferenceServer))]
 pub async fn server() -> Json<ServerMetadata> {
     Json(ServerMetadata {
         name: env!("CARGO_PKG_NAME"),
@@ -196,7 +197,7 @@ pub async fn server() -> Json<ServerMetadata> {
 }
 
 /// Whether the server lives.
-#[utoipa::path(get, path = "/v2/health/live", tag = "compatible", responses((status = 200, description = "It lives", body = Live)))]
+#[utoipa::path(get, path = "/v2/health/live", tag = "compatible", responses((status = 200, description = "It lives", body = Live, example = json!({"live": true}))))]
 pub async fn live() -> Json<Live> {
     Json(Live { live: true })
 }
@@ -207,8 +208,8 @@ pub async fn live() -> Json<Live> {
     path = "/v2/health/ready",
     tag = "compatible",
     responses(
-        (status = 200, description = "Ready", body = Ready),
-        (status = 503, description = "Loading, full or draining", body = Ready),
+        (status = 200, description = "Ready", body = Ready, example = json!({"ready": true})),
+        (status = 503, description = "Loading, full, stopping or stopped", body = Ready, example = json!({"ready": false})),
     )
 )]
 pub async fn ready(State(service): State<Arc<Service>>) -> Response {
@@ -226,7 +227,14 @@ fn status_of(ready: bool) -> StatusCode {
     path = "/v2/models/{model}",
     tag = "compatible",
     params(("model" = String, Path, description = "Always `triage`", example = "triage")),
-    responses((status = 200, description = "The model", body = ModelMetadata))
+    responses(
+        (status = 200, description = "The model", body = ModelMetadata, example = json!({
+            "name": "triage", "versions": ["0.1.0"], "platform": "opinion-triage",
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+            "outputs": [{"name": "label", "datatype": "BYTES", "shape": [-1]}, {"name": "probabilities", "datatype": "FP32", "shape": [-1, 6]}]
+        })),
+        documented::InferenceAbout,
+    )
 )]
 pub async fn model(
     State(service): State<Arc<Service>>,
@@ -255,8 +263,9 @@ pub async fn model(
     tag = "compatible",
     params(("model" = String, Path, description = "Always `triage`", example = "triage")),
     responses(
-        (status = 200, description = "Ready", body = ModelReady),
-        (status = 503, description = "Loading, full or draining", body = ModelReady),
+        (status = 200, description = "Ready", body = ModelReady, example = json!({"name": "triage", "ready": true})),
+        documented::InferenceReady,
+        (status = 503, description = "Loading, full, stopping or stopped", body = ModelReady, example = json!({"name": "triage", "ready": false})),
     )
 )]
 pub async fn model_ready(
@@ -278,7 +287,17 @@ pub async fn model_ready(
         content = InferRequest,
         example = json!({"id": "r1", "inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["小区停水三天了，物业没人管", "谢谢"]}]}),
     ),
-    responses((status = 200, description = "Labels and probabilities", body = InferReply))
+    responses(
+        (status = 200, description = "Labels and probabilities", body = InferReply, example = json!({
+            "id": "r1", "model_name": "triage", "model_version": "0.1.0",
+            "parameters": {"labels": "problem,emergency,sensitive,suggestion,disputed_claim,none", "model_digest": "sha256:…", "policy_digest": "sha256:…"},
+            "outputs": [
+                {"name": "label", "datatype": "BYTES", "shape": [1], "data": ["problem"]},
+                {"name": "probabilities", "datatype": "FP32", "shape": [1, 6], "data": [0.9645, 0.0059, 0.0024, 0.0079, 0.0133, 0.006]}
+            ]
+        })),
+        documented::Infer,
+    )
 )]
 pub async fn infer(
     State(service): State<Arc<Service>>,
@@ -468,7 +487,12 @@ fn wrong(place: &str) -> ApiError {
 
 /// Errors in the shape its clients read.
 pub async fn shape_errors(response: Response) -> Response {
-    super::reshape(response, |error| (error.status(), json!({ "error": error.problem().detail })))
+    super::reshape(response, error_body)
+}
+
+/// Status and body of `error`.
+pub fn error_body(error: &ApiError) -> (StatusCode, Value) {
+    (error.status(), json!({ "error": error.problem().detail }))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::{Scored, Scores, fields, flag, ranked, semantic};
 use crate::http::Service;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
+use crate::http::documented;
 use crate::http::error::ApiError;
 
 /// `POST /predict`.
@@ -41,6 +42,16 @@ pub enum PredictInput {
     List(Vec<Value>),
 }
 
+/// Labels best first: of one text, or of each text of a batch.
+#[derive(Debug, serde::Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum TeiReply {
+    /// Of one text.
+    One(Vec<Scored>),
+    /// Of each text.
+    Batch(Vec<Vec<Scored>>),
+}
+
 /// Its error.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub struct TeiError {
@@ -62,7 +73,8 @@ struct Asked {
     tag = "compatible",
     request_body(content = PredictRequest, example = json!({"inputs": [["小区停水三天了，物业没人管"], ["谢谢"]]})),
     responses(
-        (status = 200, description = "Labels best first: one list, or one a text", body = Vec<Vec<Scored>>),
+        (status = 200, description = "Labels best first: one list, or one a text", body = TeiReply, example = json!([[{"label": "problem", "score": 0.9645}, {"label": "disputed_claim", "score": 0.0133}, {"label": "suggestion", "score": 0.0079}, {"label": "none", "score": 0.006}, {"label": "emergency", "score": 0.0059}, {"label": "sensitive", "score": 0.0024}]])),
+        documented::Tei,
     )
 )]
 pub async fn predict(
@@ -75,10 +87,12 @@ pub async fn predict(
     let scores = if asked.raw_scores { Scores::Raw } else { Scores::Probabilities };
     let mut rows: Vec<Vec<Scored>> = answer.items().map(|it| ranked(&it, scores)).collect();
     let timing = [(HeaderName::from_static("server-timing"), answer.timing.header())];
-    if asked.is_batch {
-        return Ok((timing, Json(rows)).into_response());
-    }
-    Ok((timing, Json(rows.pop().unwrap_or_default())).into_response())
+    let reply = if asked.is_batch {
+        TeiReply::Batch(rows)
+    } else {
+        TeiReply::One(rows.pop().unwrap_or_default())
+    };
+    Ok((timing, Json(reply)).into_response())
 }
 
 fn parse(bytes: &[u8]) -> Result<(Vec<Submitted>, Asked), ApiError> {
@@ -133,19 +147,21 @@ fn wrong(pointer: String) -> ApiError {
 
 /// Errors in the shape its clients read.
 pub async fn shape_errors(response: Response) -> Response {
-    super::reshape(response, |error| {
-        let problem = error.problem();
-        let (status, error_type) = match error {
-            // Its clients wait and try again on this status.
-            ApiError::Overloaded | ApiError::RateLimited { .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, "Overloaded")
-            }
-            ApiError::Loading | ApiError::Stopping => (error.status(), "Unhealthy"),
-            ApiError::Internal | ApiError::DeadlineExceeded { .. } => (error.status(), "Backend"),
-            _ => (error.status(), "Validation"),
-        };
-        (status, json!({ "error": problem.detail, "error_type": error_type }))
-    })
+    super::reshape(response, error_body)
+}
+
+/// Status and body of `error`.
+pub fn error_body(error: &ApiError) -> (StatusCode, Value) {
+    let (status, error_type) = match error {
+        // Its clients wait and try again on this status.
+        ApiError::Overloaded | ApiError::RateLimited { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, "Overloaded")
+        }
+        ApiError::Loading | ApiError::Stopping => (error.status(), "Unhealthy"),
+        ApiError::Internal | ApiError::DeadlineExceeded { .. } => (error.status(), "Backend"),
+        _ => (error.status(), "Validation"),
+    };
+    (status, json!({ "error": error.problem().detail, "error_type": error_type }))
 }
 
 #[cfg(test)]
