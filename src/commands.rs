@@ -5,6 +5,7 @@ pub mod check;
 pub mod classify;
 pub mod encode;
 pub mod evaluate;
+pub mod keys;
 pub mod score;
 pub mod serve;
 pub mod train;

@@ -58,7 +58,7 @@ pub struct ServeSettings {
     /// 监听端口，0 表示任取一个空闲端口 [默认: 8080]
     #[arg(long, env = "TRIAGE_PORT", value_name = "PORT")]
     pub port: Option<u16>,
-    /// 允许监听其他机器能访问的地址；目前没有登录验证 [默认: false]
+    /// 没有密钥文件也允许监听其他机器能访问的地址：任何人都能调用 [默认: false]
     #[arg(long, env = "TRIAGE_ALLOW_REMOTE", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_name = "BOOL")]
     pub allow_remote: Option<bool>,
@@ -77,6 +77,32 @@ pub struct ServeSettings {
     /// 停止时完成已收请求的最长时间（秒）[默认: 30]
     #[arg(long, env = "TRIAGE_DRAIN_SECONDS", value_name = "SECONDS")]
     pub drain_seconds: Option<u64>,
+    /// 密钥文件，每行一个密钥（见 triage keys new）；改动后自动重读。不给出则不验证
+    #[arg(long, env = "TRIAGE_KEYS", value_name = "FILE")]
+    pub keys: Option<PathBuf>,
+    /// 允许其网页跨域调用的来源，可重复给出 [默认: 无]
+    #[arg(
+        long = "cors-origin",
+        env = "TRIAGE_CORS_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    pub cors_origins: Option<Vec<String>>,
+    /// TLS 证书链（PEM）；须与 --tls-key 一起给出
+    #[arg(long, env = "TRIAGE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// TLS 私钥（PEM）
+    #[arg(long, env = "TRIAGE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// 答案缓存的内存上限（MiB），0 表示不缓存 [默认: 16]
+    #[arg(long, env = "TRIAGE_CACHE_MIB", value_name = "MIB")]
+    pub cache_mib: Option<usize>,
+    /// 请求头到齐的最长时间，也是空闲连接保留的最长时间（秒）[默认: 30]
+    #[arg(long, env = "TRIAGE_HEAD_SECONDS", value_name = "SECONDS")]
+    pub head_seconds: Option<u64>,
+    /// 同时打开的连接上限 [默认: 4096]
+    #[arg(long, env = "TRIAGE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
 }
 
 /// Form of the log.
@@ -125,7 +151,7 @@ pub struct Config {
 }
 
 /// Settings of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServeConfig {
     /// Where to listen.
     pub address: SocketAddr,
@@ -141,6 +167,18 @@ pub struct ServeConfig {
     pub max_batch_tokens: usize,
     /// Longest time a stopping server finishes what it took, in seconds.
     pub drain_seconds: u64,
+    /// File of hashed keys; everybody may call when there is none.
+    pub keys: Option<PathBuf>,
+    /// Origins whose pages may call, such as `https://console.example.org`.
+    pub cors_origins: Vec<String>,
+    /// Certificate chain and private key, when the service speaks TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Memory for answers already given, in MiB; 0 for none.
+    pub cache_mib: usize,
+    /// Longest time for a request's head, and for an idle connection, in seconds.
+    pub head_seconds: u64,
+    /// Most connections at once.
+    pub max_connections: usize,
 }
 
 /// Settings of the log.
@@ -177,6 +215,16 @@ struct FileServe {
     max_waiting_items: Option<usize>,
     max_batch_tokens: Option<usize>,
     drain_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keys: Option<PathBuf>,
+    cors_origins: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<PathBuf>,
+    cache_mib: Option<usize>,
+    head_seconds: Option<u64>,
+    max_connections: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -186,8 +234,12 @@ struct FileLog {
     level: Option<LogLevel>,
 }
 
+/// Settings that may be absent from [`Config::to_toml`].
+#[cfg(test)]
+const OPTIONAL_KEYS: [&str; 4] = ["user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key"];
+
 /// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 21] = [
     "model",
     "user_dict",
     "threads",
@@ -200,6 +252,13 @@ const KEYS: [&str; 14] = [
     "serve.max_waiting_items",
     "serve.max_batch_tokens",
     "serve.drain_seconds",
+    "serve.keys",
+    "serve.cors_origins",
+    "serve.tls_cert",
+    "serve.tls_key",
+    "serve.cache_mib",
+    "serve.head_seconds",
+    "serve.max_connections",
     "log.format",
     "log.level",
 ];
@@ -238,8 +297,25 @@ impl Config {
         };
         let port = serve.port.or(file.serve.port).unwrap_or(8080);
         let allow_remote = serve.allow_remote.or(file.serve.allow_remote).unwrap_or(false);
-        if !host.is_loopback() && !allow_remote {
+        let keys = serve.keys.clone().or(file.serve.keys);
+        if !host.is_loopback() && keys.is_none() && !allow_remote {
             return Err(ConfigError::Remote { host });
+        }
+        let tls = match (
+            serve.tls_cert.clone().or(file.serve.tls_cert),
+            serve.tls_key.clone().or(file.serve.tls_key),
+        ) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(ConfigError::HalfTls),
+        };
+        let cors_origins =
+            serve.cors_origins.clone().or(file.serve.cors_origins).unwrap_or_default();
+        if let Some(origin) = cors_origins.iter().find(|it| !is_origin(it)) {
+            let reason = format!(
+                "`{origin}` is no origin; write scheme, host and port, such as https://console.example.org"
+            );
+            return Err(ConfigError::Value { key: "serve.cors_origins", reason });
         }
         let number = |key, flag: Option<usize>, file: Option<usize>, default, range| {
             in_range(key, flag.or(file).unwrap_or(default), range)
@@ -287,6 +363,28 @@ impl Config {
                     serve.drain_seconds.or(file.serve.drain_seconds).unwrap_or(30),
                     0..=3600,
                 )?,
+                keys,
+                cors_origins,
+                tls,
+                cache_mib: number(
+                    "serve.cache_mib",
+                    serve.cache_mib,
+                    file.serve.cache_mib,
+                    16,
+                    0..=65_536,
+                )?,
+                head_seconds: in_range(
+                    "serve.head_seconds",
+                    serve.head_seconds.or(file.serve.head_seconds).unwrap_or(30),
+                    1..=3600,
+                )?,
+                max_connections: number(
+                    "serve.max_connections",
+                    serve.max_connections,
+                    file.serve.max_connections,
+                    4096,
+                    1..=1 << 20,
+                )?,
             },
             log: LogConfig {
                 format: common.log_format.or(file.log.format).unwrap_or_default(),
@@ -312,6 +410,13 @@ impl Config {
                 max_waiting_items: Some(serve.max_waiting_items),
                 max_batch_tokens: Some(serve.max_batch_tokens),
                 drain_seconds: Some(serve.drain_seconds),
+                keys: serve.keys.clone(),
+                cors_origins: Some(serve.cors_origins.clone()),
+                tls_cert: serve.tls.as_ref().map(|it| it.0.clone()),
+                tls_key: serve.tls.as_ref().map(|it| it.1.clone()),
+                cache_mib: Some(serve.cache_mib),
+                head_seconds: Some(serve.head_seconds),
+                max_connections: Some(serve.max_connections),
             },
             log: FileLog { format: Some(self.log.format), level: Some(self.log.level) },
         };
@@ -390,6 +495,13 @@ fn parse_host(host: &str) -> Result<IpAddr, String> {
         return Ok(Ipv4Addr::LOCALHOST.into());
     }
     host.parse().map_err(|_| format!("`{host}` is no IP address; write one, such as 127.0.0.1"))
+}
+
+/// Whether `origin` is what a browser sends in `Origin`: scheme, host, perhaps a port, and nothing after it.
+fn is_origin(origin: &str) -> bool {
+    let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b".-:[]".contains(&it);
+    rest.is_some_and(|it| !it.is_empty() && it.bytes().all(is_plain))
 }
 
 fn in_range<T>(key: &'static str, actual: T, range: RangeInclusive<T>) -> Result<T, ConfigError>
@@ -486,10 +598,13 @@ pub enum ConfigError {
         /// Most items waiting.
         max_waiting_items: usize,
     },
-    /// Listening beyond this machine without saying so.
+    /// One of certificate and key.
+    #[error("`serve.tls_cert` and `serve.tls_key` go together; give both or neither")]
+    HalfTls,
+    /// Listening beyond this machine without keys and without saying so.
     #[error(
-        "`serve.host` {host} can be reached from other machines and there is no login yet; \
-         give --allow-remote if that is wanted, or use 127.0.0.1"
+        "`serve.host` {host} can be reached from other machines and nobody would need a key; \
+         give --keys FILE (see `triage keys new`), or --allow-remote if that is wanted, or use 127.0.0.1"
     )]
     Remote {
         /// The address.
@@ -534,6 +649,10 @@ mod tests {
             ("[serve]\nmax_items = 9000", "raise the first or lower the second"),
             ("[serve]\nhost = '0.0.0.0'", "--allow-remote"),
             ("[serve]\nhost = 'here'", "no IP address"),
+            ("[serve]\ntls_cert = 'a.pem'", "give both or neither"),
+            ("[serve]\ncors_origins = ['*']", "no origin"),
+            ("[serve]\ncors_origins = ['https://a.example.org/']", "no origin"),
+            ("[serve]\nhead_seconds = 0", "between 1 and 3600"),
             ("[log]\nformat = 'xml'", "unknown variant"),
             ("serve = 1", "serve"),
             ("zzzzqq = 1", "unknown setting `zzzzqq`"),
@@ -549,10 +668,18 @@ mod tests {
         let config = Config::for_tests();
         assert_eq!(file(&config.to_toml()).unwrap(), config);
         let all: toml::Table = config.to_toml().parse().unwrap();
-        for key in KEYS.iter().filter(|it| **it != "user_dict") {
+        for key in KEYS.iter().filter(|it| !OPTIONAL_KEYS.contains(it)) {
             let root = toml::Value::Table(all.clone());
             let found = key.split('.').try_fold(root, |value, part| value.get(part).cloned());
             assert!(found.is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn beyond_loopback_takes_keys_or_a_flag() {
+        for toml in ["keys = 'keys.toml'", "allow_remote = true"] {
+            let config = file(&format!("[serve]\nhost = '0.0.0.0'\n{toml}")).unwrap();
+            assert!(!config.serve.address.ip().is_loopback(), "{toml}");
         }
     }
 

@@ -1,21 +1,34 @@
 //! The only room that knows axum, status codes and requests. Knows no model and no files.
 
+pub mod access;
+pub mod answer;
+pub mod body;
 pub mod classify;
+pub mod compatible;
+pub mod connection;
+pub mod documented;
 pub mod error;
+mod examples;
 pub mod info;
+pub mod observe;
+pub mod page;
 pub mod router;
 pub mod wire;
 
-use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use axum::http::HeaderValue;
 use tokio::sync::Semaphore;
 
+use error::ApiError;
+
+use crate::cache::PredictionCache;
 use crate::inference::Engine;
+use crate::keys::{KeysFile, Quotas};
 use crate::pipeline::Pipeline;
+use crate::telemetry::metrics::Metrics;
 
 /// Requests in progress may hold this many times the largest body together.
 const BODIES_IN_MEMORY: usize = 64;
@@ -37,30 +50,141 @@ pub struct Limits {
     pub max_deadline: Duration,
 }
 
+/// How a service is set up.
+pub struct Settings {
+    /// What one request may ask for.
+    pub limits: Limits,
+    /// Memory for answers already given, in bytes; 0 for none.
+    pub cache_bytes: usize,
+    /// Origins whose pages may call; none when empty.
+    pub cors_origins: Vec<HeaderValue>,
+    /// Who may call; everybody when there are no keys.
+    pub keys: Option<Arc<KeysFile>>,
+    /// Where everything is counted; the engine's batches too.
+    pub metrics: Metrics,
+}
+
+impl From<Limits> for Settings {
+    /// No cache, no other origins, no keys.
+    fn from(limits: Limits) -> Self {
+        Self {
+            limits,
+            cache_bytes: 0,
+            cors_origins: Vec::new(),
+            keys: None,
+            metrics: Metrics::new(),
+        }
+    }
+}
+
+/// One model version in service: what it takes to answer.
+pub struct Serving {
+    /// The version.
+    pub pipeline: Arc<Pipeline>,
+    /// Its model thread.
+    pub engine: Engine,
+    /// Its answers already given.
+    pub cache: Option<PredictionCache>,
+}
+
+/// The keys in force and what they have left.
+struct Access {
+    keys: Arc<KeysFile>,
+    quotas: Quotas,
+}
+
+/// Whether new items would be taken now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// They would.
+    Ready,
+    /// No model yet.
+    Loading,
+    /// No room for one more item.
+    Full,
+    /// The service is stopping.
+    Draining,
+    /// The model thread has ended; only a restart helps.
+    Stopped,
+}
+
+impl Readiness {
+    /// Whether it is [`Readiness::Ready`].
+    pub fn is_ready(self) -> bool {
+        self == Self::Ready
+    }
+
+    /// Stable code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Loading => "loading",
+            Self::Full => "full",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
 /// What handlers share.
 pub struct Service {
-    pipeline: Arc<Pipeline>,
-    engine: Engine,
+    /// None while the first version is loaded. A request keeps the version it began with.
+    serving: RwLock<Option<Arc<Serving>>>,
     limits: Limits,
+    cache_bytes: usize,
+    cors_origins: Vec<HeaderValue>,
+    access: Option<Access>,
+    metrics: Metrics,
     is_draining: AtomicBool,
     /// Items that may still be taken.
     items: Arc<Semaphore>,
+    /// Of these, the ones bulk may have: a job must not lock people out.
+    bulk_items: Arc<Semaphore>,
     /// Body bytes that may still be taken, in steps.
     bodies: Arc<Semaphore>,
 }
 
 impl Service {
     /// A service over a loaded model and its running engine.
-    pub fn new(pipeline: Arc<Pipeline>, engine: Engine, limits: Limits) -> Arc<Self> {
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        engine: Engine,
+        settings: impl Into<Settings>,
+    ) -> Arc<Self> {
+        let service = Self::loading(settings);
+        service.open(pipeline, engine);
+        service
+    }
+
+    /// A service that answers health and waits for [`Service::open`].
+    pub fn loading(settings: impl Into<Settings>) -> Arc<Self> {
+        let Settings { limits, cache_bytes, cors_origins, keys, metrics } = settings.into();
+        // At least one request of allowed size.
+        let n_bulk = (limits.max_waiting_items / 4 * 3).max(limits.max_items);
+        info::declare(&metrics);
         let n_steps = BODIES_IN_MEMORY * limits.max_body_bytes.div_ceil(BODY_STEP);
         Arc::new(Self {
-            pipeline,
-            engine,
+            serving: RwLock::new(None),
             limits,
+            cache_bytes,
+            cors_origins,
+            access: keys.map(|keys| Access { keys, quotas: Quotas::default() }),
+            metrics,
             is_draining: AtomicBool::new(false),
             items: Arc::new(Semaphore::new(limits.max_waiting_items)),
+            bulk_items: Arc::new(Semaphore::new(n_bulk)),
             bodies: Arc::new(Semaphore::new(n_steps)),
         })
+    }
+
+    /// New requests are answered by this version from now on.
+    pub fn open(&self, pipeline: Arc<Pipeline>, engine: Engine) {
+        let (identity, policy_digest) = (pipeline.identity(), pipeline.policy_digest());
+        self.metrics.set_model(&identity.name, &identity.version, &identity.digest, policy_digest);
+        let cache = PredictionCache::new(self.cache_bytes, &identity.digest, policy_digest);
+        let serving = Arc::new(Serving { pipeline, engine, cache });
+        // Nothing panics while holding the lock, and an `Option` cannot be half changed.
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(serving);
     }
 
     /// Takes no new items from now on; `/readyz` says so.
@@ -68,40 +192,31 @@ impl Service {
         self.is_draining.store(true, Ordering::Release);
     }
 
-    fn is_draining(&self) -> bool {
-        self.is_draining.load(Ordering::Acquire)
+    /// Whether new items would be taken now.
+    pub fn readiness(&self) -> Readiness {
+        let serving = self.current();
+        if self.is_draining.load(Ordering::Acquire) {
+            Readiness::Draining
+        } else if serving.is_none() {
+            Readiness::Loading
+        } else if serving.is_some_and(|it| it.engine.is_stopped()) {
+            Readiness::Stopped
+        } else if self.items.available_permits() == 0 {
+            Readiness::Full
+        } else {
+            Readiness::Ready
+        }
     }
-}
 
-/// Serves until `stop` resolves, then finishes what was taken, for `drain_timeout` at most.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    service: Arc<Service>,
-    stop: impl Future<Output = ()> + Send + 'static,
-    drain_timeout: Duration,
-) -> std::io::Result<()> {
-    let router = router::router(Arc::clone(&service));
-    let (stopped, is_stopped) = tokio::sync::oneshot::channel();
-    let stop = async move {
-        stop.await;
-        service.drain();
-        let _ = stopped.send(()); // The server may have failed meanwhile.
-    };
-    let server = axum::serve(listener, router).with_graceful_shutdown(stop);
-    let deadline = async {
-        match is_stopped.await {
-            Ok(()) => tokio::time::sleep(drain_timeout).await,
-            Err(_) => std::future::pending().await,
+    /// The version to answer with.
+    fn serving(&self) -> Result<Arc<Serving>, ApiError> {
+        if self.is_draining.load(Ordering::Acquire) {
+            return Err(ApiError::Stopping);
         }
-    };
-    tokio::select! {
-        result = server => result,
-        () = deadline => {
-            tracing::warn!(drain.seconds = drain_timeout.as_secs(), "connections left open at the end of the drain time were cut");
-            Ok(())
-        }
+        self.current().ok_or(ApiError::Loading)
+    }
+
+    fn current(&self) -> Option<Arc<Serving>> {
+        self.serving.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -3,22 +3,21 @@
 //! Knows nothing of HTTP, of texts or of labels. Items gather only while the model is busy, so
 //! there is no timer to tune: an idle model takes one item at once, a busy one finds a batch.
 
-mod batcher;
+mod line;
 pub mod plan;
 mod worker;
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use thiserror::Error;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::prediction::Prediction;
 use crate::pipeline::{Pipeline, PipelineError, Prepared};
-use batcher::{Batcher, Pending};
-use plan::BatchLimits;
+use crate::telemetry::metrics::Metrics;
+use line::{Answer, Line};
+use plan::{BatchLimits, Lane};
 
 /// What the model thread runs: [`Pipeline`] when serving; tests put a gate before it.
 pub trait Predictor: Send + Sync + 'static {
@@ -42,7 +41,7 @@ pub struct EngineLimits {
     pub max_batch_tokens: NonZeroUsize,
     /// Items in one forward pass.
     pub max_batch_items: NonZeroUsize,
-    /// Items that may wait; above it callers hear [`InferError::Overloaded`] at once.
+    /// Items that may wait in each lane; above it callers hear [`InferError::Overloaded`] at once.
     pub max_waiting_items: NonZeroUsize,
 }
 
@@ -77,9 +76,26 @@ pub enum InferError {
 /// it took and ends.
 #[derive(Clone)]
 pub struct Engine {
-    // One sender behind a lock, not one a clone, so that `close` reaches every clone.
-    line: Arc<Mutex<Option<mpsc::Sender<Pending>>>>,
+    line: Arc<Callers>,
     limits: EngineLimits,
+}
+
+/// The callers' end of the line: when the last handle is gone, so is the line.
+struct Callers(Arc<Line>);
+
+impl Drop for Callers {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The model's end of the line.
+struct ModelEnd(Arc<Line>);
+
+impl Drop for ModelEnd {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
 }
 
 /// The running model thread.
@@ -94,23 +110,30 @@ impl EngineThread {
 }
 
 impl Engine {
-    /// A handle on a model thread that was just started, and the thread.
+    /// A handle on a model thread that was just started, and the thread. What it does is counted in `metrics`.
     ///
     /// # Errors
     /// When the operating system gives no thread.
     pub fn start(
         predictor: Arc<dyn Predictor>,
         limits: EngineLimits,
+        metrics: Metrics,
     ) -> std::io::Result<(Self, EngineThread)> {
-        let (sender, inbox) = mpsc::channel(limits.max_waiting_items.get());
         let batch =
             BatchLimits { max_tokens: limits.max_batch_tokens, max_items: limits.max_batch_items };
-        let mut batcher = Batcher::new(inbox, batch);
-        let thread = std::thread::Builder::new()
-            .name("model".to_owned())
-            .spawn(move || worker::run(&*predictor, &mut batcher))?;
-        let line = Arc::new(Mutex::new(Some(sender)));
-        Ok((Self { line, limits }, EngineThread(thread)))
+        let line = Arc::new(Line::new(batch, limits.max_waiting_items.get()));
+        for lane in Lane::ALL {
+            metrics.declare_lane(lane.code());
+        }
+        let thread = std::thread::Builder::new().name("model".to_owned()).spawn({
+            let line = Arc::clone(&line);
+            move || {
+                // Whoever waits when the thread ends, however it ends, hears so.
+                let line = ModelEnd(line);
+                worker::run(&*predictor, &line.0, &metrics);
+            }
+        })?;
+        Ok((Self { line: Arc::new(Callers(line)), limits }, EngineThread(thread)))
     }
 
     /// The prediction for one item.
@@ -118,7 +141,7 @@ impl Engine {
     /// # Errors
     /// [`InferError`].
     pub async fn predict(&self, prepared: Prepared) -> Result<Prediction, InferError> {
-        let mut answers = self.submit(vec![prepared])?;
+        let mut answers = self.line.0.push(Lane::Interactive, vec![prepared])?;
         let answer = answers.pop().ok_or(InferError::Stopped)?;
         answer.await.unwrap_or(Err(InferError::Stopped))
     }
@@ -130,9 +153,10 @@ impl Engine {
     /// [`InferError::Overloaded`] or [`InferError::Stopped`] when the items were not taken.
     pub async fn predict_many(
         &self,
+        lane: Lane,
         prepared: Vec<Prepared>,
     ) -> Result<Vec<Result<Prediction, InferError>>, InferError> {
-        let answers = self.submit(prepared)?;
+        let answers: Vec<Answer> = self.line.0.push(lane, prepared)?;
         let mut results = Vec::with_capacity(answers.len());
         for answer in answers {
             results.push(answer.await.unwrap_or(Err(InferError::Stopped)));
@@ -142,39 +166,21 @@ impl Engine {
 
     /// Takes no more items; what was taken is still computed, then the thread ends.
     pub fn close(&self) {
-        self.sender().take();
+        self.line.0.close();
     }
 
-    /// Items in the waiting line, those in the model not counted.
-    pub fn n_waiting(&self) -> usize {
-        self.sender().as_ref().map_or(0, |it| it.max_capacity() - it.capacity())
+    /// Items waiting in `lane`, those in the model not counted.
+    pub fn n_waiting(&self, lane: Lane) -> usize {
+        self.line.0.n_waiting(lane)
+    }
+
+    /// Whether nothing will be taken any more: after [`Engine::close`], or when the thread has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.line.0.is_closed()
     }
 
     /// The limits the engine was started with.
     pub fn limits(&self) -> EngineLimits {
         self.limits
-    }
-
-    fn submit(
-        &self,
-        prepared: Vec<Prepared>,
-    ) -> Result<Vec<oneshot::Receiver<Result<Prediction, InferError>>>, InferError> {
-        let sender = self.sender();
-        let line = sender.as_ref().ok_or(InferError::Stopped)?;
-        let places = line.try_reserve_many(prepared.len()).map_err(|error| match error {
-            TrySendError::Full(()) => InferError::Overloaded,
-            TrySendError::Closed(()) => InferError::Stopped,
-        })?;
-        let answers = places.zip(prepared).map(|(place, prepared)| {
-            let (reply, answer) = oneshot::channel();
-            place.send(Pending { prepared, reply });
-            answer
-        });
-        Ok(answers.collect())
-    }
-
-    fn sender(&self) -> MutexGuard<'_, Option<mpsc::Sender<Pending>>> {
-        // Nothing panics while holding the lock, and a sender cannot be half changed.
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

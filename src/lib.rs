@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! main -> commands -> http -----> inference --> pipeline --> text, model --> domain
-//!                 |        \----> reply ------> evidence, pipeline
+//!                 |        |----> reply ------> evidence, pipeline
+//!                 |        \----> cache, keys, telemetry
 //!                 |-> scoring --> reply, rows, pipeline
 //!                 |-> training -> text, model, evaluation --> domain
 //!                 |-> cases ----> rows --------------------> domain
@@ -22,6 +23,8 @@ pub mod reply;
 
 pub mod inference;
 
+pub mod cache;
+
 pub mod http;
 
 pub mod rows;
@@ -36,6 +39,7 @@ pub mod training;
 pub mod corpus;
 
 pub mod config;
+pub mod keys;
 pub mod telemetry;
 
 pub mod commands;

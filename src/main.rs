@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use opinion_triage::commands::{
-    audit_labels, check, classify, encode, evaluate, score, serve, train,
+    audit_labels, check, classify, encode, evaluate, keys, score, serve, train,
 };
 use opinion_triage::config::{self, CommonArgs, Config, ServeSettings};
 use opinion_triage::telemetry;
@@ -38,6 +38,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// 语料编码：建立词表，或把语料变成词元编号
     Encode(encode::EncodeArgs),
+    /// 接口密钥：生成新密钥
+    Keys(keys::KeysArgs),
     /// 输出命令行补全脚本
     Completions {
         /// 所用的 shell
@@ -75,6 +77,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => train::run(args, &config),
         Command::Evaluate(args) => evaluate::run(args, &config),
         Command::Encode(args) => encode::run(args),
+        Command::Keys(args) => keys::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "triage", &mut std::io::stdout());
             Ok(())

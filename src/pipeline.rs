@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::domain::case::CaseText;
@@ -34,6 +35,9 @@ pub struct Prepared {
     pub ngrams: Ngrams,
     /// What the reply and the decision need to know about the input.
     pub report: InputReport,
+    /// SHA-256 of the normalized, masked text; none when words were taken away. The same one gets the same
+    /// prediction from the same model.
+    pub fingerprint: Option<[u8; 32]>,
 }
 
 impl Prepared {
@@ -141,7 +145,8 @@ impl TextPipeline {
             facts,
         };
         let ngrams = ngrams(&words, self.n_buckets);
-        Ok(Prepared { chunks: encoded.chunks, ngrams, report })
+        let fingerprint = Some(Sha256::digest(redacted.text.as_bytes()).into());
+        Ok(Prepared { chunks: encoded.chunks, ngrams, report, fingerprint })
     }
 
     /// `text` taken apart.
@@ -194,6 +199,7 @@ impl TextPipeline {
             chunks: self.encoder.encode(&words).chunks,
             ngrams: ngrams(&words, self.n_buckets),
             report: probe.report.clone(),
+            fingerprint: None,
         }
     }
 

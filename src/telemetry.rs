@@ -1,5 +1,7 @@
 //! The log: on stderr, as text or JSON. Field names are grouped (`model.version`, `http.status`);
-//! the text of an item is never a field.
+//! the text of an item is never a field. What is counted is in [`metrics`].
+
+pub mod metrics;
 
 use tracing_subscriber::EnvFilter;
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,12 @@ use tokio::net::TcpListener;
 
 use super::load_pipeline;
 use crate::config::{Config, ServeSettings};
-use crate::http::{self, Limits, Service};
-use crate::inference::{Engine, EngineLimits};
+use crate::http::connection::{self, Connections, Tls};
+use crate::http::{Limits, Service, Settings};
+use crate::inference::{Engine, EngineLimits, EngineThread};
+use crate::keys::KeysFile;
+use crate::pipeline::Pipeline;
+use crate::telemetry::metrics::Metrics;
 
 /// Longest time for a request's body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,14 +66,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(serve.address)
         .await
         .with_context(|| format!("cannot listen on {}", serve.address))?;
-    let pipeline = Arc::new(load_pipeline(config)?);
-    let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
-    let limits = EngineLimits {
-        max_batch_tokens: at_least_one(serve.max_batch_tokens),
-        max_waiting_items: at_least_one(serve.max_waiting_items),
-        ..EngineLimits::default()
-    };
-    let (engine, thread) = Engine::start(pipeline.clone(), limits)?;
+    let metrics = Metrics::new();
+    let keys = serve.keys.as_deref().map(KeysFile::load).transpose()?.map(Arc::new);
     let limits = Limits {
         max_body_bytes: serve.max_body_bytes,
         max_items: serve.max_items,
@@ -76,22 +75,101 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         body_timeout: BODY_TIMEOUT,
         max_deadline: MAX_DEADLINE,
     };
+    let settings = Settings {
+        limits,
+        cache_bytes: serve.cache_mib << 20,
+        cors_origins: serve.cors_origins.iter().map(|it| it.parse()).collect::<Result<_, _>>()?,
+        keys: keys.clone(),
+        metrics: metrics.clone(),
+    };
+    let connections = Connections {
+        head_timeout: Duration::from_secs(serve.head_seconds),
+        max_connections: serve.max_connections,
+        drain_timeout: Duration::from_secs(serve.drain_seconds),
+        tls: serve.tls.as_ref().map(|(cert, key)| tls(cert, key)).transpose()?,
+    };
+    let service = Service::loading(settings);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signal = stop_signal()?;
+    let stop_reason = async move {
+        tokio::select! {
+            () = signal => {}
+            _ = stopped => {}
+        }
+    };
+    let address = listener.local_addr()?;
+    // Health is answered while the model is loaded.
+    let server =
+        tokio::spawn(connection::serve(listener, Arc::clone(&service), connections, stop_reason));
+    if let Some(keys) = keys {
+        tokio::spawn(watch(keys));
+    }
+    let loaded = load(config, metrics).await;
+    let (pipeline, engine, thread) = match loaded {
+        Ok(it) => it,
+        Err(error) => {
+            drop(stop);
+            return Err(error);
+        }
+    };
     let identity = pipeline.identity();
     tracing::info!(
         model.name = identity.name,
         model.version = identity.version,
         model.digest = identity.digest,
-        http.address = %listener.local_addr()?,
+        http.address = %address,
         start.duration_ms = started.elapsed().as_millis() as u64,
         "ready"
     );
-    let service = Service::new(pipeline.clone(), engine.clone(), limits);
-    let drain_timeout = Duration::from_secs(serve.drain_seconds);
-    http::serve(listener, service, stop_signal()?, drain_timeout).await?;
+    service.open(pipeline.clone(), engine.clone());
+    server.await??;
+    drop(stop);
     engine.close();
     tokio::task::spawn_blocking(move || thread.join()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The model in `config`, and its running thread.
+async fn load(
+    config: &Config,
+    metrics: Metrics,
+) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineThread)> {
+    let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
+    let limits = EngineLimits {
+        max_batch_tokens: at_least_one(config.serve.max_batch_tokens),
+        max_waiting_items: at_least_one(config.serve.max_waiting_items),
+        ..EngineLimits::default()
+    };
+    let own = config.clone();
+    let pipeline = tokio::task::spawn_blocking(move || load_pipeline(&own).map(Arc::new)).await??;
+    let (engine, thread) = Engine::start(pipeline.clone(), limits, metrics)?;
+    Ok((pipeline, engine, thread))
+}
+
+/// The certificate chain and private key in these files.
+fn tls(cert: &Path, key: &Path) -> anyhow::Result<Tls> {
+    let read = |path: &Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    Ok(Tls::from_pem(&read(cert)?, &read(key)?)?)
+}
+
+/// Reads the keys again whenever their file changes. A bad change is logged once and the old keys stay.
+async fn watch(keys: Arc<KeysFile>) {
+    const PERIOD: Duration = Duration::from_secs(1);
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let keys = Arc::clone(&keys);
+        match tokio::task::spawn_blocking(move || keys.refresh()).await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(n_keys))) => tracing::info!(keys.count = n_keys, "keys read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %error, "keys not read again; the old ones stay");
+            }
+            Err(_) => return, // The runtime is stopping.
+        }
+    }
 }
 
 /// Resolves on ctrl-C, and on SIGTERM where there is one.

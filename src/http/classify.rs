@@ -5,35 +5,39 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use tokio::sync::OwnedSemaphorePermit;
 
-use super::error::{ApiError, Problem};
+use super::answer::{self, Places, Timing, on_cpu};
+use super::body::{self, Media};
+use super::documented;
+use super::error::ApiError;
+use super::examples;
 use super::wire::{self, ClassifyReply, ClassifyRequest, Fault, ItemError, ItemResult, Model};
-use super::{BODY_STEP, Service};
+use super::{Service, Serving};
 use crate::domain::case::CaseId;
 use crate::domain::prediction::Prediction;
 use crate::evidence::{self, Evidence, Reason};
 use crate::inference::InferError;
+use crate::inference::plan::Lane;
 use crate::pipeline::{InputReport, PrepareError, Prepared, Probe};
 use crate::reply::{self, reply};
+use crate::telemetry::metrics::Received;
+
+/// Predictions asked for at once to explain one type, so that other callers' items come between.
+const EVIDENCE_AT_A_TIME: usize = 32;
 
 /// Classifies the items of a request.
 #[utoipa::path(
     post,
     path = "/v1/classify",
-    request_body = ClassifyRequest,
+    request_body(content = ClassifyRequest, examples(
+        ("one" = (summary = "One text", value = json!({"items": [{"id": "a1", "text": "小区停水三天了，物业没人管"}]}))),
+        ("all" = (summary = "Everything", value = json!({"items": [{"id": "a1", "text": "小区停水三天了，物业没人管"}, {"id": "a2", "text": "谢谢"}], "include": ["evidence", "logits"], "deadline_ms": 800, "lane": "interactive"}))),
+    )),
     responses(
-        (status = 200, description = "One result per item, in order", body = ClassifyReply),
-        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "The body came too slowly", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "Not announced as JSON", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "The envelope is wrong", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "Full or stopping; see Retry-After", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "Too late", body = Problem, content_type = "application/problem+json"),
+        (status = 200, description = "One result per item, in order", body = ClassifyReply, example = json!(examples::classified())),
+        documented::Classify,
     )
 )]
 pub async fn classify(
@@ -42,27 +46,30 @@ pub async fn classify(
     body: Body,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    if service.is_draining() {
-        return Err(ApiError::Stopping);
-    }
-    require_json(&headers)?;
-    let (body, _in_memory) = read(&service, &headers, body).await?;
+    let serving = service.serving()?;
+    body::require(Media::Json, &headers)?;
+    let lane = answer::lane(&headers)?;
+    let (body, _in_memory) = body::read(&service, &headers, body).await?;
     // Text work is the CPU's: it must not hold up the threads that answer everyone else.
     let taken = on_cpu({
-        let service = Arc::clone(&service);
-        move || take(&service, &body)
+        let (service, serving) = (Arc::clone(&service), Arc::clone(&serving));
+        move || take(&service, &serving, lane, &body)
     })
     .await??;
-    let Taken { rows, probes, items, include_logits, deadline_ms, _places } = taken;
+    let Taken { rows, probes, items, received, include_logits, deadline_ms, lane, _places } = taken;
     let limit = deadline_ms.map_or(service.limits.max_deadline, Duration::from_millis);
     let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
-    let left = limit.checked_sub(started.elapsed()).ok_or(too_late.clone())?;
+    let text_duration = started.elapsed();
+    let left = limit.checked_sub(text_duration).ok_or(too_late.clone())?;
+    let at_a_time = EVIDENCE_AT_A_TIME.min(service.limits.max_waiting_items);
     let answer = async {
-        let predictions = service.engine.predict_many(rows).await?;
+        let predictions = answer::predict(&service, &serving, lane, rows).await?;
         let mut evidence = Vec::with_capacity(probes.len());
         for (probe, prediction) in probes.into_iter().zip(&predictions) {
             evidence.push(match prediction {
-                Ok(prediction) => Some(explain_type(&service, probe, prediction).await?),
+                Ok(prediction) => {
+                    Some(explain_type(&serving, lane, at_a_time, probe, prediction).await?)
+                }
                 Err(_) => None,
             });
         }
@@ -70,6 +77,7 @@ pub async fn classify(
     };
     let (predictions, evidence) =
         tokio::time::timeout(left, answer).await.map_err(|_| too_late)??;
+    let timing = Timing { text: text_duration, model: started.elapsed() - text_duration };
     on_cpu(move || {
         let mut predictions = predictions.into_iter();
         // As many as predictions, or none at all when nobody asked.
@@ -84,7 +92,7 @@ pub async fn classify(
                     match predictions.next() {
                         Some(Ok(prediction)) => {
                             let mut item =
-                                reply(&service.pipeline, id, report, &prediction, include_logits);
+                                reply(&serving.pipeline, id, report, &prediction, include_logits);
                             item.evidence =
                                 evidence.map(|(probe, it)| reply::Evidence::new(it, probe));
                             ItemResult::Classified(Box::new(item))
@@ -100,12 +108,13 @@ pub async fn classify(
                 }
                 Err(fault) => refused(id.as_ref().map(CaseId::as_str), fault.clone()),
             })
-            .collect();
-        let model = service.pipeline.identity();
+            .collect::<Vec<_>>();
+        let n_ok = results.iter().filter(|it| matches!(it, ItemResult::Classified(_))).count();
+        let model = serving.pipeline.identity();
         let reply = ClassifyReply {
             results,
             model: Model { name: &model.name, version: &model.version, digest: &model.digest },
-            policy_digest: service.pipeline.policy_digest(),
+            policy_digest: serving.pipeline.policy_digest(),
         };
         let json = serde_json::to_vec(&reply).map_err(|_| ApiError::Internal)?;
         tracing::debug!(
@@ -113,7 +122,12 @@ pub async fn classify(
             http.duration_ms = started.elapsed().as_millis() as u64,
             "classified"
         );
-        Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], json).into_response())
+        received.answered(n_ok);
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (HeaderName::from_static("server-timing"), timing.header()),
+        ];
+        Ok((headers, json).into_response())
     })
     .await?
 }
@@ -125,7 +139,9 @@ fn refused(id: Option<&str>, error: Fault) -> ItemResult<'_> {
 /// The words that carried the predicted type. Their many small predictions go in a few at a time, so that
 /// other callers' items come between.
 async fn explain_type(
-    service: &Arc<Service>,
+    serving: &Arc<Serving>,
+    lane: Lane,
+    at_a_time: usize,
     probe: Probe,
     prediction: &Prediction,
 ) -> Result<(Probe, Evidence), ApiError> {
@@ -135,11 +151,11 @@ async fn explain_type(
     };
     let (type_idx, whole) = (prediction.type_idx(), prediction.confidence().get());
     let probe = Arc::new(probe);
-    let found = match losses(service, &probe, singles, type_idx, whole).await? {
+    let found = match losses(serving, lane, at_a_time, &probe, singles, type_idx, whole).await? {
         None => Evidence::Withheld(Reason::Overloaded),
         Some(effects) => {
             let tests = evidence::tests(&effects);
-            match losses(service, &probe, tests, type_idx, whole).await? {
+            match losses(serving, lane, at_a_time, &probe, tests, type_idx, whole).await? {
                 None => Evidence::Withheld(Reason::Overloaded),
                 Some(losses) => evidence::explain(&effects, &losses),
             }
@@ -150,22 +166,22 @@ async fn explain_type(
 
 /// What the type's probability, `whole`, loses without each of `sets`; none when there was no room.
 async fn losses(
-    service: &Arc<Service>,
+    serving: &Arc<Serving>,
+    lane: Lane,
+    at_a_time: usize,
     probe: &Arc<Probe>,
     sets: Vec<Vec<usize>>,
     type_idx: usize,
     whole: f32,
 ) -> Result<Option<Vec<f32>>, ApiError> {
-    const AT_A_TIME: usize = 32;
-    let at_a_time = AT_A_TIME.min(service.limits.max_waiting_items);
     let mut losses = Vec::with_capacity(sets.len());
     for part in sets.chunks(at_a_time) {
-        let (service, probe, part) = (Arc::clone(service), Arc::clone(probe), part.to_vec());
+        let (probe, part) = (Arc::clone(probe), part.to_vec());
         let rows = {
-            let service = Arc::clone(&service);
-            on_cpu(move || part.iter().map(|it| service.pipeline.without(&probe, it)).collect())
+            let serving = Arc::clone(serving);
+            on_cpu(move || part.iter().map(|it| serving.pipeline.without(&probe, it)).collect())
         };
-        let predictions = match service.engine.predict_many(rows.await?).await {
+        let predictions = match serving.engine.predict_many(lane, rows.await?).await {
             Ok(predictions) => predictions,
             Err(InferError::Overloaded) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -185,18 +201,20 @@ struct Taken {
     probes: Vec<Probe>,
     /// Each item's report, in order, or what is wrong with it.
     items: Vec<(Option<CaseId>, Result<InputReport, Fault>)>,
+    received: Received,
     include_logits: bool,
     deadline_ms: Option<u64>,
-    _places: OwnedSemaphorePermit,
+    lane: Lane,
+    _places: Places,
 }
 
-fn take(service: &Service, body: &Bytes) -> Result<Taken, ApiError> {
+fn take(service: &Service, serving: &Serving, lane: Lane, body: &Bytes) -> Result<Taken, ApiError> {
     let limits = service.limits;
     let parsed = wire::parse(body, limits.max_items, limits.max_deadline.as_millis() as u64)?;
     // Places before work: a full service must say so cheaply.
-    let places = Arc::clone(&service.items)
-        .try_acquire_many_owned(parsed.items.len() as u32)
-        .map_err(|_| ApiError::Overloaded)?;
+    let lane = parsed.lane.unwrap_or(lane);
+    let received = service.metrics.receive(parsed.items.len());
+    let places = Places::take(service, parsed.items.len(), lane)?;
     let (mut rows, mut probes) = (Vec::new(), Vec::new());
     let mut items = Vec::with_capacity(parsed.items.len());
     for (idx, item) in parsed.items.into_iter().enumerate() {
@@ -206,9 +224,9 @@ fn take(service: &Service, body: &Bytes) -> Result<Taken, ApiError> {
                     wire::fault("empty_text", error.to_string(), idx, &["text"])
                 }
             };
-            let prepared = service.pipeline.prepare(&text).map_err(fault)?;
+            let prepared = serving.pipeline.prepare(&text).map_err(fault)?;
             if parsed.include_evidence {
-                probes.push(service.pipeline.probe(&text).map_err(fault)?);
+                probes.push(serving.pipeline.probe(&text).map_err(fault)?);
             }
             let report = prepared.report.clone();
             rows.push(prepared);
@@ -220,59 +238,10 @@ fn take(service: &Service, body: &Bytes) -> Result<Taken, ApiError> {
         rows,
         probes,
         items,
+        received,
         include_logits: parsed.include_logits,
         deadline_ms: parsed.deadline_ms,
+        lane,
         _places: places,
     })
-}
-
-fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let text =
-        |name| headers.get(name).map(|it: &axum::http::HeaderValue| it.to_str().unwrap_or(""));
-    let media_type =
-        text(header::CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("").trim();
-    let is_json = media_type.eq_ignore_ascii_case("application/json");
-    let is_plain =
-        text(header::CONTENT_ENCODING).is_none_or(|it| it.eq_ignore_ascii_case("identity"));
-    if is_json && is_plain { Ok(()) } else { Err(ApiError::UnsupportedMediaType) }
-}
-
-/// The body, and its share of the memory all bodies may take together.
-async fn read(
-    service: &Service,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
-    let limit = service.limits.max_body_bytes;
-    let announced: Option<usize> = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|it| it.to_str().ok())
-        .and_then(|it| it.parse().ok());
-    let too_large = |actual: Option<usize>| ApiError::BodyTooLarge {
-        limit: limit as u64,
-        actual: actual.map(|it| it as u64),
-    };
-    if announced.is_some_and(|it| it > limit) {
-        return Err(too_large(announced));
-    }
-    let n_steps = announced.unwrap_or(limit).div_ceil(BODY_STEP).max(1);
-    let in_memory = Arc::clone(&service.bodies)
-        .try_acquire_many_owned(n_steps as u32)
-        .map_err(|_| ApiError::Overloaded)?;
-    let timeout = service.limits.body_timeout;
-    let collected = tokio::time::timeout(timeout, Limited::new(body, limit).collect())
-        .await
-        .map_err(|_| ApiError::SlowBody { limit: timeout.as_secs() })?;
-    match collected {
-        Ok(body) => Ok((body.to_bytes(), in_memory)),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large(None)),
-        Err(_) => Err(ApiError::BrokenBody),
-    }
-}
-
-async fn on_cpu<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    // A panic was printed where it happened.
-    tokio::task::spawn_blocking(work).await.map_err(|_| ApiError::Internal)
 }

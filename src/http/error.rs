@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::ToSchema;
 
+use crate::domain::case::TextError;
 use crate::inference::InferError;
 
 /// `application/problem+json`: why a request as a whole was refused.
@@ -42,6 +43,11 @@ pub enum ApiError {
         /// Where it stops being JSON.
         column: usize,
     },
+    /// The body is nested too deeply to be meant.
+    TooDeep {
+        /// Levels allowed.
+        limit: u64,
+    },
     /// The body broke off.
     BrokenBody,
     /// The body took too long to arrive.
@@ -69,10 +75,28 @@ pub enum ApiError {
         /// Limit and actual value.
         bound: Option<(u64, u64)>,
     },
+    /// No key, or none that is known.
+    Unauthorized,
+    /// A key without the role.
+    Forbidden {
+        /// The role it takes.
+        role: &'static str,
+    },
+    /// The key's requests of this minute are used up.
+    RateLimited {
+        /// Requests a minute allowed.
+        limit: u64,
+        /// Seconds until the next one is.
+        retry_seconds: u64,
+    },
     /// No such path.
     NotFound,
+    /// No model of that name.
+    UnknownModel,
     /// The path knows other methods.
     MethodNotAllowed,
+    /// No model is loaded yet.
+    Loading,
     /// No room for the request now.
     Overloaded,
     /// The service is stopping.
@@ -94,6 +118,13 @@ impl ApiError {
                 StatusCode::BAD_REQUEST,
                 "invalid_json",
                 format!("the body is not JSON (UTF-8) from line {line}, column {column} on"),
+            ),
+            Self::TooDeep { limit } => (
+                StatusCode::BAD_REQUEST,
+                "json_too_deep",
+                format!(
+                    "arrays and objects nest at most {limit} deep; send what the contract names"
+                ),
             ),
             Self::BrokenBody => {
                 (StatusCode::BAD_REQUEST, "broken_body", "the body broke off; send it again".into())
@@ -118,6 +149,37 @@ impl ApiError {
             Self::Semantic { code, detail, .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, code, detail.clone())
             }
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "send a known key as `Authorization: Bearer KEY` or `X-API-Key: KEY`; \
+                 `triage keys new` makes one"
+                    .into(),
+            ),
+            Self::Forbidden { role } => (
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                format!(
+                    "the key lacks the role `{role}`; use one that has it, or add it in the keys file"
+                ),
+            ),
+            Self::RateLimited { limit, retry_seconds } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limited",
+                format!(
+                    "the key may send {limit} requests a minute; try again in {retry_seconds} s"
+                ),
+            ),
+            Self::UnknownModel => (
+                StatusCode::NOT_FOUND,
+                "unknown_model",
+                "no model of that name is served here; use `triage`".into(),
+            ),
+            Self::Loading => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "loading",
+                "the model is being loaded; try again after the time in Retry-After".into(),
+            ),
             Self::NotFound => {
                 (StatusCode::NOT_FOUND, "not_found", "no such path; see /openapi.json".into())
             }
@@ -149,14 +211,40 @@ impl ApiError {
         }
     }
 
+    /// When to try again, where that is the cure.
+    pub(super) fn retry_seconds(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited { retry_seconds, .. } => Some(*retry_seconds),
+            Self::Overloaded | Self::Stopping | Self::Loading => Some(1),
+            _ => None,
+        }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.parts().0
+    }
+
+    /// What is wrong with the text at `pointer`.
+    pub fn text(error: &TextError, pointer: String) -> Self {
+        let (code, bound) = match *error {
+            TextError::Empty => ("empty_text", None),
+            TextError::TooLong { limit, actual } => {
+                ("long_text", Some((limit as u64, actual as u64)))
+            }
+        };
+        Self::Semantic { code, detail: error.to_string(), pointer, bound }
+    }
+
     /// The problem document.
     pub fn problem(&self) -> Problem {
         let (status, code, detail) = self.parts();
         let (limit, actual, pointer) = match self {
             Self::BodyTooLarge { limit, actual } => (Some(*limit), *actual, None),
-            Self::SlowBody { limit } | Self::DeadlineExceeded { limit } => {
-                (Some(*limit), None, None)
-            }
+            Self::SlowBody { limit }
+            | Self::DeadlineExceeded { limit }
+            | Self::TooDeep { limit }
+            | Self::RateLimited { limit, .. } => (Some(*limit), None, None),
             Self::Semantic { pointer, bound, .. } => {
                 (bound.map(|it| it.0), bound.map(|it| it.1), Some(pointer.clone()))
             }
@@ -187,19 +275,23 @@ impl From<InferError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
         let (status, _, _) = self.parts();
         let mut response = (status, Json(self.problem())).into_response();
         let headers = response.headers_mut();
         let problem = HeaderValue::from_static("application/problem+json");
         headers.insert(header::CONTENT_TYPE, problem);
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, RETRY_SECONDS);
+        if let Some(seconds) = self.retry_seconds() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self, Self::Unauthorized) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if matches!(self, Self::SlowBody { .. } | Self::BodyTooLarge { .. } | Self::Stopping) {
             // What is left of the body is not read.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // For whoever has to count it, log it or put it into another protocol's shape.
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -4,20 +4,31 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme,
+};
+use utoipa::{Modify, OpenApi, ToSchema};
 
+use super::compatible::{hugging_face, inference_v2, tei};
+use super::error::ApiError;
 use super::wire::Model;
-use super::{Service, classify, error};
+use super::{Service, classify, documented, error, examples, page};
+use crate::cache::PredictionCache;
+use crate::inference::plan::Lane;
 use crate::reply::Due;
+use crate::telemetry::metrics::{MEDIA_TYPE, Metrics, NO_ROUTE};
 
 /// State of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, ToSchema)]
 pub struct Health {
-    /// `ok`, or for readiness `ready`, `full` or `draining`.
+    /// `ok`, or for readiness `ready`, `loading`, `full`, `draining` or `stopped`.
     pub status: &'static str,
+    /// Panics the model thread survived since the start; only in readiness.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker_panics: Option<u64>,
 }
 
 /// The model in use.
@@ -29,8 +40,8 @@ pub struct ModelReply<'a> {
     /// How it was made: the bundle's manifest.
     #[schema(value_type = Object)]
     pub bundle: &'a Value,
-    /// How good it is, as measured when it was trained.
-    #[schema(value_type = Object)]
+    /// How good it is, as measured when it was trained; null when it was not.
+    #[schema(value_type = Option<Object>)]
     pub metrics: &'a Value,
     /// Digest of the taxonomy and review policy in force.
     pub policy_digest: &'a str,
@@ -91,15 +102,55 @@ pub struct NamedReply<'a> {
         title = "opinion-triage",
         description = "Triage of Chinese public-opinion items. A result is a proposal; a person decides.",
     ),
-    paths(classify::classify, healthz, readyz, model, taxonomy, openapi),
-    components(schemas(error::Problem))
+    modifiers(&Keys),
+    paths(
+        classify::classify,
+        model,
+        taxonomy,
+        healthz,
+        readyz,
+        metrics,
+        openapi,
+        page::index,
+        page::script,
+        page::style,
+        tei::predict,
+        hugging_face::root,
+        hugging_face::model,
+        inference_v2::server,
+        inference_v2::live,
+        inference_v2::ready,
+        inference_v2::model,
+        inference_v2::model_ready,
+        inference_v2::infer,
+    ),
+    components(schemas(error::Problem, tei::TeiError, hugging_face::HuggingFaceError, inference_v2::InferenceError))
 )]
 pub struct ApiDoc;
 
+/// The ways to send a key. A service without keys asks for none.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let components = openapi.components.get_or_insert_default();
+        let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        let header = SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("X-API-Key")));
+        components.add_security_scheme("bearer", bearer);
+        components.add_security_scheme("header", header);
+        let none: [&str; 0] = [];
+        openapi.security = Some(vec![
+            SecurityRequirement::default(),
+            SecurityRequirement::new("bearer", none),
+            SecurityRequirement::new("header", none),
+        ]);
+    }
+}
+
 /// Whether the process lives.
-#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health)))]
+#[utoipa::path(get, path = "/healthz", responses((status = 200, description = "It lives", body = Health, example = json!({"status": "ok"}))))]
 pub async fn healthz() -> Json<Health> {
-    Json(Health { status: "ok" })
+    Json(Health { status: "ok", worker_panics: None })
 }
 
 /// Whether new items would be taken now.
@@ -107,25 +158,22 @@ pub async fn healthz() -> Json<Health> {
     get,
     path = "/readyz",
     responses(
-        (status = 200, description = "Ready", body = Health),
-        (status = 503, description = "Full or draining", body = Health),
+        (status = 200, description = "Ready", body = Health, example = json!({"status": "ready", "worker_panics": 0})),
+        (status = 503, description = "Loading, full, draining or stopped", body = Health, example = json!({"status": "draining", "worker_panics": 0})),
     )
 )]
 pub async fn readyz(State(service): State<Arc<Service>>) -> Response {
-    let (code, status) = if service.is_draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if service.items.available_permits() == 0 {
-        (StatusCode::SERVICE_UNAVAILABLE, "full")
-    } else {
-        (StatusCode::OK, "ready")
-    };
-    (code, Json(Health { status })).into_response()
+    let readiness = service.readiness();
+    let code = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let worker_panics = Some(service.metrics.n_panics());
+    (code, Json(Health { status: readiness.code(), worker_panics })).into_response()
 }
 
 /// The model in use.
-#[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply)))]
-pub async fn model(State(service): State<Arc<Service>>) -> Response {
-    let pipeline = &service.pipeline;
+#[utoipa::path(get, path = "/v1/model", responses((status = 200, description = "The model", body = ModelReply, example = json!(examples::model_reply())), documented::About))]
+pub async fn model(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    let serving = service.serving()?;
+    let pipeline = &serving.pipeline;
     let identity = pipeline.identity();
     let metadata = pipeline.metadata();
     let reply = ModelReply {
@@ -138,13 +186,14 @@ pub async fn model(State(service): State<Arc<Service>>) -> Response {
         metrics: &metadata["metrics"],
         policy_digest: pipeline.policy_digest(),
     };
-    Json(reply).into_response()
+    Ok(Json(reply).into_response())
 }
 
 /// What the labels mean, and how each type is handled.
-#[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply)))]
-pub async fn taxonomy(State(service): State<Arc<Service>>) -> Response {
-    let taxonomy = service.pipeline.taxonomy();
+#[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply, example = json!(examples::taxonomy())), documented::About))]
+pub async fn taxonomy(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    let serving = service.serving()?;
+    let taxonomy = serving.pipeline.taxonomy();
     let reply = TaxonomyReply {
         types: taxonomy
             .types
@@ -169,13 +218,41 @@ pub async fn taxonomy(State(service): State<Arc<Service>>) -> Response {
             .iter()
             .map(|it| NamedReply { code: &it.code, zh: &it.zh })
             .collect(),
-        policy_digest: service.pipeline.policy_digest(),
+        policy_digest: serving.pipeline.policy_digest(),
     };
-    Json(reply).into_response()
+    Ok(Json(reply).into_response())
 }
 
 /// This contract.
 #[utoipa::path(get, path = "/openapi.json", responses((status = 200, description = "OpenAPI", body = Object)))]
 pub async fn openapi() -> Response {
     Json(ApiDoc::openapi()).into_response()
+}
+
+/// Counts and times for Prometheus.
+#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"), documented::Operate))]
+pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    let metrics = &service.metrics;
+    // What is a state and not an event is looked up when somebody asks.
+    metrics.set_ready(service.readiness().is_ready());
+    if let Some(serving) = service.current() {
+        for lane in Lane::ALL {
+            metrics.set_waiting(lane.code(), serving.engine.n_waiting(lane));
+        }
+        metrics.set_cache_bytes(serving.cache.as_ref().map_or(0, PredictionCache::bytes));
+    }
+    ([(header::CONTENT_TYPE, MEDIA_TYPE)], metrics.encode()).into_response()
+}
+
+/// Makes the series of every documented route and status, so that all are there from the start.
+pub fn declare(metrics: &Metrics) {
+    for (route, item) in &ApiDoc::openapi().paths.paths {
+        for (method, operation) in [("GET", &item.get), ("POST", &item.post)] {
+            let responses = operation.iter().flat_map(|it| it.responses.responses.keys());
+            for status in responses.filter_map(|it| it.parse().ok()) {
+                metrics.declare(method, route, status);
+            }
+        }
+    }
+    metrics.declare("GET", NO_ROUTE, 404);
 }

@@ -8,13 +8,15 @@ use std::collections::HashSet;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::body;
 use super::error::ApiError;
 use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText, TextError};
+use crate::inference::plan::Lane;
 use crate::reply::ClassifiedItem;
 
 /// Fields of the envelope and of an item; a test keeps them equal to the documented types.
-const ENVELOPE_FIELDS: [&str; 3] = ["items", "include", "deadline_ms"];
+const ENVELOPE_FIELDS: [&str; 4] = ["items", "include", "deadline_ms", "lane"];
 const ITEM_FIELDS: [&str; 2] = ["id", "text"];
 /// Most items whose evidence may be asked for in one request.
 const MAX_EVIDENCE_ITEMS: usize = 8;
@@ -30,6 +32,18 @@ pub struct ClassifyRequest {
     /// Milliseconds after which the answer is of no use.
     #[schema(minimum = 1)]
     pub deadline_ms: Option<u64>,
+    /// Who waits: a person (when absent) or a job, which lets persons go first. Also as header `X-Triage-Lane`.
+    pub lane: Option<LaneName>,
+}
+
+/// Who waits for the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
+pub enum LaneName {
+    /// A person.
+    Interactive,
+    /// A job.
+    Bulk,
 }
 
 /// One text. Fields that name or describe its author are refused.
@@ -124,6 +138,8 @@ pub struct Parsed {
     pub include_logits: bool,
     /// Deadline asked for, in milliseconds.
     pub deadline_ms: Option<u64>,
+    /// Lane asked for.
+    pub lane: Option<Lane>,
 }
 
 /// One item, right or wrong.
@@ -138,11 +154,9 @@ pub struct ParsedItem {
 /// Reads the envelope; items may still be faulty, each for itself.
 ///
 /// # Errors
-/// [`ApiError::InvalidJson`], or [`ApiError::Semantic`] about the envelope.
+/// [`ApiError::InvalidJson`] or [`ApiError::TooDeep`], or [`ApiError::Semantic`] about the envelope.
 pub fn parse(body: &[u8], max_items: usize, max_deadline_ms: u64) -> Result<Parsed, ApiError> {
-    let value: Value = serde_json::from_slice(body)
-        .map_err(|it| ApiError::InvalidJson { line: it.line(), column: it.column() })?;
-    let Value::Object(mut envelope) = value else {
+    let Value::Object(mut envelope) = body::json(body)? else {
         return Err(semantic("not_an_object", "the body must be an object with `items`", ""));
     };
     for name in envelope.keys() {
@@ -168,6 +182,15 @@ pub fn parse(body: &[u8], max_items: usize, max_deadline_ms: u64) -> Result<Pars
                 });
             }
         },
+    };
+    let lane = match envelope.remove("lane") {
+        None | Some(Value::Null) => None,
+        Some(value) => {
+            let lane = value.as_str().and_then(Lane::from_code);
+            let wrong =
+                || semantic("unknown_lane", "`lane` is \"interactive\" or \"bulk\"", "/lane");
+            Some(lane.ok_or_else(wrong)?)
+        }
     };
     let items = match envelope.remove("items") {
         Some(Value::Array(items)) if !items.is_empty() => items,
@@ -202,6 +225,7 @@ pub fn parse(body: &[u8], max_items: usize, max_deadline_ms: u64) -> Result<Pars
         include_evidence,
         include_logits: include.contains(&Include::Logits),
         deadline_ms,
+        lane,
     })
 }
 

@@ -1,40 +1,57 @@
 //! The loop of the model thread: it owns all computation and outlives a failing batch.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
-use super::batcher::{Batcher, Pending};
+use super::line::{Batch, Line};
 use super::{InferError, Predictor};
 use crate::domain::prediction::Prediction;
 use crate::pipeline::Prepared;
+use crate::telemetry::metrics::Metrics;
 
 /// Computes batches until the waiting line ends.
-pub(super) fn run(predictor: &dyn Predictor, batcher: &mut Batcher) {
-    while let Some(batch) = batcher.next_batch() {
-        compute(predictor, batch);
+pub(super) fn run(predictor: &dyn Predictor, line: &Line, metrics: &Metrics) {
+    while let Some(batch) = line.next_batch() {
+        compute(predictor, batch, metrics);
     }
 }
 
-fn compute(predictor: &dyn Predictor, batch: Vec<Pending>) {
-    let rows: Vec<&Prepared> = batch.iter().map(|it| &it.prepared).collect();
-    let results = match predict(predictor, &rows) {
+fn compute(predictor: &dyn Predictor, batch: Batch, metrics: &Metrics) {
+    let Batch { lane, items } = batch;
+    let started = Instant::now();
+    for item in &items {
+        metrics.waited(lane.code(), started - item.since);
+    }
+    let rows: Vec<&Prepared> = items.iter().map(|it| &it.prepared).collect();
+    let n_tokens = rows.iter().map(|it| it.n_tokens()).sum();
+    let results = match predict(predictor, &rows, metrics) {
         Ok(predictions) => predictions.into_iter().map(Ok).collect(),
         Err(error) if rows.len() == 1 => vec![Err(error)],
         // One bad row must not take its neighbours along: compute each alone.
-        Err(_) => rows.iter().map(|row| predict_one(predictor, row)).collect::<Vec<_>>(),
+        Err(_) => rows.iter().map(|row| predict_one(predictor, row, metrics)).collect::<Vec<_>>(),
     };
+    metrics.batch(rows.len(), n_tokens, started.elapsed());
     drop(rows);
-    for (pending, result) in batch.into_iter().zip(results) {
+    for (pending, result) in items.into_iter().zip(results) {
         // A caller that hung up meanwhile wants no answer.
         let _ = pending.reply.send(result);
     }
 }
 
-fn predict_one(predictor: &dyn Predictor, row: &Prepared) -> Result<Prediction, InferError> {
-    predict(predictor, &[row])?.pop().ok_or(InferError::Model)
+fn predict_one(
+    predictor: &dyn Predictor,
+    row: &Prepared,
+    metrics: &Metrics,
+) -> Result<Prediction, InferError> {
+    predict(predictor, &[row], metrics)?.pop().ok_or(InferError::Model)
 }
 
 /// One prediction per row. The cause of a failure is logged here, once; callers get only the fact.
-fn predict(predictor: &dyn Predictor, rows: &[&Prepared]) -> Result<Vec<Prediction>, InferError> {
+fn predict(
+    predictor: &dyn Predictor,
+    rows: &[&Prepared],
+    metrics: &Metrics,
+) -> Result<Vec<Prediction>, InferError> {
     // The predictor is only read, so a panic leaves nothing half changed.
     match catch_unwind(AssertUnwindSafe(|| predictor.predict(rows))) {
         Ok(Ok(predictions)) if predictions.len() == rows.len() => return Ok(predictions),
@@ -49,7 +66,10 @@ fn predict(predictor: &dyn Predictor, rows: &[&Prepared]) -> Result<Vec<Predicti
             tracing::error!(batch.items = rows.len(), error = %error, "batch failed");
         }
         // The payload is not logged: it may hold anything.
-        Err(_) => tracing::error!(batch.items = rows.len(), "batch failed: the model panicked"),
+        Err(_) => {
+            metrics.panicked();
+            tracing::error!(batch.items = rows.len(), "batch failed: the model panicked");
+        }
     }
     Err(InferError::Model)
 }
@@ -59,6 +79,7 @@ mod tests {
     use std::num::NonZeroUsize;
     use std::sync::{Arc, Condvar, Mutex};
 
+    use super::super::plan::{Lane, MAX_PASSED_OVER};
     use super::super::{Engine, EngineLimits};
     use super::*;
     use crate::domain::case::CaseText;
@@ -125,9 +146,11 @@ mod tests {
     #[tokio::test]
     async fn a_bad_row_fails_alone_and_the_thread_survives() {
         let model = Gated::new(true);
-        let (engine, thread) = Engine::start(model.clone(), limits(8)).unwrap();
+        let metrics = Metrics::new();
+        let (engine, thread) = Engine::start(model.clone(), limits(8), metrics.clone()).unwrap();
         let rows = ["小区停水三天", "坏坏坏", "路灯不亮了"].map(|it| model.prepare(it));
-        let results = engine.predict_many(rows.to_vec()).await.unwrap();
+        let results = engine.predict_many(Lane::Interactive, rows.to_vec()).await.unwrap();
+        assert_eq!(metrics.n_panics(), 2, "in the batch, and alone");
         let failed: Vec<_> = results.iter().map(|it| it.as_ref().err().copied()).collect();
         assert_eq!(failed, [None, Some(InferError::Model), None]);
         assert_eq!(engine.predict(model.prepare("小区停水三天")).await, results[0]);
@@ -138,19 +161,19 @@ mod tests {
     #[tokio::test]
     async fn a_full_line_is_overloaded_at_once_and_takes_all_or_none() {
         let model = Gated::new(false);
-        let (engine, thread) = Engine::start(model.clone(), limits(2)).unwrap();
+        let (engine, thread) = Engine::start(model.clone(), limits(2), Metrics::new()).unwrap();
         let row = model.prepare("小区停水");
         let spawn = |rows: Vec<Prepared>| {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.predict_many(rows).await })
+            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows).await })
         };
         let busy = spawn(vec![row.clone()]);
         until(|| model.batches().len() == 1).await;
         let waiting = spawn(vec![row.clone()]);
-        until(|| engine.n_waiting() == 1).await;
-        let too_many = engine.predict_many(vec![row.clone(); 2]).await;
+        until(|| engine.n_waiting(Lane::Interactive) == 1).await;
+        let too_many = engine.predict_many(Lane::Interactive, vec![row.clone(); 2]).await;
         assert_eq!(too_many, Err(InferError::Overloaded));
-        assert_eq!(engine.n_waiting(), 1);
+        assert_eq!(engine.n_waiting(Lane::Interactive), 1);
         model.open();
         assert!(busy.await.unwrap().is_ok() && waiting.await.unwrap().is_ok());
         drop(engine);
@@ -160,20 +183,20 @@ mod tests {
     #[tokio::test]
     async fn callers_that_hung_up_are_not_computed_and_close_drains_the_rest() {
         let model = Gated::new(false);
-        let (engine, thread) = Engine::start(model.clone(), limits(8)).unwrap();
+        let (engine, thread) = Engine::start(model.clone(), limits(8), Metrics::new()).unwrap();
         let row = model.prepare("小区停水");
         let spawn = |n_rows: usize| {
             let (engine, rows) = (engine.clone(), vec![row.clone(); n_rows]);
-            tokio::spawn(async move { engine.predict_many(rows).await })
+            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows).await })
         };
         let busy = spawn(1);
         until(|| model.batches().len() == 1).await;
         let hung_up = spawn(4);
-        until(|| engine.n_waiting() == 4).await;
+        until(|| engine.n_waiting(Lane::Interactive) == 4).await;
         hung_up.abort();
         assert!(hung_up.await.is_err());
         let waiting = spawn(2);
-        until(|| engine.n_waiting() == 6).await;
+        until(|| engine.n_waiting(Lane::Interactive) == 6).await;
         engine.close();
         assert_eq!(engine.predict(row.clone()).await, Err(InferError::Stopped));
         model.open();
@@ -181,5 +204,37 @@ mod tests {
         assert!(waiting.await.unwrap().unwrap().iter().all(Result::is_ok));
         thread.join();
         assert_eq!(model.batches(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn interactive_items_overtake_bulk_which_still_gets_its_turn() {
+        let model = Gated::new(false);
+        let limits = EngineLimits { max_batch_items: NonZeroUsize::MIN, ..limits(32) };
+        let (engine, thread) = Engine::start(model.clone(), limits, Metrics::new()).unwrap();
+        let row = model.prepare("小区停水");
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let spawn = |lane: Lane| {
+            let (engine, row, order) = (engine.clone(), row.clone(), order.clone());
+            tokio::spawn(async move {
+                engine.predict_many(lane, vec![row]).await.unwrap();
+                order.lock().unwrap().push(lane);
+            })
+        };
+        let mut callers = vec![spawn(Lane::Interactive)];
+        until(|| model.batches().len() == 1).await;
+        callers.extend((0..2).map(|_| spawn(Lane::Bulk)));
+        until(|| engine.n_waiting(Lane::Bulk) == 2).await;
+        callers.extend((0..10).map(|_| spawn(Lane::Interactive)));
+        until(|| engine.n_waiting(Lane::Interactive) == 10).await;
+        model.open();
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        let order = order.lock().unwrap().clone();
+        let bulk: Vec<usize> = (0..order.len()).filter(|&it| order[it] == Lane::Bulk).collect();
+        // One was in the model already; then bulk has its turn after those that may pass it, and at the end.
+        assert_eq!(bulk, [1 + MAX_PASSED_OVER, order.len() - 1]);
+        drop(engine);
+        thread.join();
     }
 }

@@ -214,7 +214,7 @@ async fn a_wrong_envelope_is_a_problem_document() {
         (b"{".to_vec(), 400, "invalid_json"),
         (b"\xff\xfe\x00binary".to_vec(), 400, "invalid_json"),
         (b"{\"items\":[{\"id\":\"a\",\"text\":\"\xff\"}]}".to_vec(), 400, "invalid_json"),
-        (deep.into_bytes(), 400, "invalid_json"),
+        (deep.into_bytes(), 400, "json_too_deep"),
         (b"[]".to_vec(), 422, "not_an_object"),
         (b"{}".to_vec(), 422, "no_items"),
         (br#"{"items":[]}"#.to_vec(), 422, "no_items"),

@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
 use opinion_triage::domain::prediction::Prediction;
-use opinion_triage::http::{Limits, Service, router};
+use opinion_triage::http::{Limits, Service, Settings, router};
 use opinion_triage::inference::{Engine, EngineLimits, Predictor};
 use opinion_triage::pipeline::{Pipeline, PipelineError, Prepared};
 use serde_json::Value;
@@ -37,8 +37,13 @@ impl Gated {
     }
 }
 
+/// A text the model panics on: it has [`BAD_CHARS`] characters, as no other text of these tests.
+pub const BAD_TEXT: &str = "坏坏坏坏坏坏坏";
+const BAD_CHARS: usize = 7;
+
 impl Predictor for Gated {
     fn predict(&self, batch: &[&Prepared]) -> Result<Vec<Prediction>, PipelineError> {
+        assert!(batch.iter().all(|it| it.report.characters != BAD_CHARS), "{BAD_TEXT}");
         let is_open = self.is_open.lock().unwrap();
         drop(self.opened.wait_while(is_open, |it| !*it).unwrap());
         self.pipeline.predict(batch)
@@ -51,6 +56,11 @@ pub struct TestService {
 }
 
 pub fn service(is_open: bool) -> TestService {
+    service_with(is_open, |_| {})
+}
+
+/// A service whose settings were changed.
+pub fn service_with(is_open: bool, change: impl FnOnce(&mut Settings)) -> TestService {
     let pipeline = Arc::new(Pipeline::for_tests());
     let gate = Arc::new(Gated {
         pipeline: pipeline.clone(),
@@ -61,8 +71,29 @@ pub fn service(is_open: bool) -> TestService {
         max_waiting_items: NonZeroUsize::new(LIMITS.max_waiting_items).unwrap(),
         ..EngineLimits::default()
     };
-    let (engine, _thread) = Engine::start(gate.clone(), limits).unwrap();
-    TestService { service: Service::new(pipeline, engine, LIMITS), gate }
+    let mut settings = Settings::from(LIMITS);
+    change(&mut settings);
+    let (engine, _thread) = Engine::start(gate.clone(), limits, settings.metrics.clone()).unwrap();
+    TestService { service: Service::new(pipeline, engine, settings), gate }
+}
+
+/// The number of one series of `/metrics`; none when there is no such series.
+pub async fn metric(app: &Router, series: &str) -> Option<f64> {
+    let text = metrics(app).await;
+    let line = text.lines().find_map(|it| it.strip_prefix(series)?.strip_prefix(' '))?;
+    line.parse().ok()
+}
+
+pub async fn metrics(app: &Router) -> String {
+    text(app, "/metrics").await
+}
+
+/// What is not JSON.
+pub async fn text(app: &Router, path: &str) -> String {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = app.clone().oneshot(request).await.unwrap();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
 }
 
 pub fn app() -> Router {
@@ -96,10 +127,12 @@ pub async fn get(app: &Router, path: &str) -> Reply {
 }
 
 pub async fn post(app: &Router, body: impl Into<Body>) -> Reply {
-    let request = Request::post("/v1/classify")
-        .header("content-type", "application/json")
-        .body(body.into())
-        .unwrap();
+    post_to(app, "/v1/classify", body).await
+}
+
+pub async fn post_to(app: &Router, path: &str, body: impl Into<Body>) -> Reply {
+    let request =
+        Request::post(path).header("content-type", "application/json").body(body.into()).unwrap();
     send(app, request).await
 }
 

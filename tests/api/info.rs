@@ -12,7 +12,7 @@ use crate::helpers::{app, classify, get, send, service};
 async fn health_model_and_taxonomy() {
     let app = app();
     assert_eq!(get(&app, "/healthz").await.body, json!({"status": "ok"}));
-    assert_eq!(get(&app, "/readyz").await.body, json!({"status": "ready"}));
+    assert_eq!(get(&app, "/readyz").await.body, json!({"status": "ready", "worker_panics": 0}));
     let model = get(&app, "/v1/model").await.body;
     for field in ["name", "version", "digest", "bundle", "metrics", "policy_digest"] {
         assert!(model.get(field).is_some(), "{field}");
@@ -57,12 +57,25 @@ async fn no_path_acts_on_a_text_or_a_person() {
         })
         .collect();
     let expected = [
+        "get /docs",
+        "get /docs/page.css",
+        "get /docs/page.js",
         "get /healthz",
+        "get /metrics",
         "get /openapi.json",
         "get /readyz",
         "get /v1/model",
         "get /v1/taxonomy",
+        "get /v2",
+        "get /v2/health/live",
+        "get /v2/health/ready",
+        "get /v2/models/{model}",
+        "get /v2/models/{model}/ready",
+        "post /",
+        "post /models/{model}",
+        "post /predict",
         "post /v1/classify",
+        "post /v2/models/{model}/infer",
     ];
     assert_eq!(operations, expected.map(str::to_owned).into());
     for verb in
@@ -82,7 +95,8 @@ async fn the_contract_is_true_to_the_code() {
     let document = get(&app, "/openapi.json").await.body;
     for (path, operations) in document["paths"].as_object().unwrap() {
         if operations.get("get").is_some() {
-            let status = get(&app, path).await.status.as_u16().to_string();
+            let path = path.replace("{model}", "triage");
+            let status = get(&app, &path).await.status.as_u16().to_string();
             assert!(operations["get"]["responses"].get(&status).is_some(), "{path}: {status}");
         }
     }
@@ -101,7 +115,10 @@ async fn a_draining_service_says_so_and_takes_nothing() {
     let app = opinion_triage::http::router::router(test.service.clone());
     test.service.drain();
     let ready = get(&app, "/readyz").await;
-    assert_eq!((ready.status.as_u16(), &ready.body), (503, &json!({"status": "draining"})));
+    assert_eq!(
+        (ready.status.as_u16(), &ready.body),
+        (503, &json!({"status": "draining", "worker_panics": 0}))
+    );
     assert_eq!(get(&app, "/healthz").await.status, 200);
     let reply = classify(&app, &json!({"items": [{"id": "a", "text": "路灯"}]})).await;
     assert_eq!(reply.problem(), (503, "stopping"));

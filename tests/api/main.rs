@@ -3,8 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod access;
 mod classify;
+mod compatible;
+mod contract;
 mod helpers;
 mod info;
 mod logs;
+mod observed;
 mod stress;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use opinion_triage::http::{self, router};
+use opinion_triage::http::connection::{self, Connections, Tls};
+use opinion_triage::http::router;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -55,13 +56,29 @@ async fn an_answer_that_would_be_late_is_not_waited_for() {
 async fn server(
     test: &TestService,
 ) -> (std::net::SocketAddr, tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    server_with(test, None).await
+}
+
+/// Longest time for a head to arrive at these servers.
+const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
+
+async fn server_with(
+    test: &TestService,
+    tls: Option<Tls>,
+) -> (std::net::SocketAddr, tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let service = Arc::clone(&test.service);
     let server = tokio::spawn(async move {
         let stop = async move { drop(stopped.await) };
-        http::serve(listener, service, stop, Duration::from_secs(5)).await.unwrap();
+        let connections = Connections {
+            head_timeout: HEAD_TIMEOUT,
+            max_connections: 16,
+            drain_timeout: Duration::from_secs(5),
+            tls,
+        };
+        connection::serve(listener, service, connections, stop).await.unwrap();
     });
     (address, stop, server)
 }
@@ -140,4 +157,104 @@ async fn callers_that_hang_up_free_their_places() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the places are still taken");
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed_and_others_are_served() {
+    let test = service(true);
+    let (address, _stop, _server) = server(&test).await;
+    // A head that never ends, a caller that never begins, and one that is idle after its answer.
+    let get = "GET /healthz HTTP/1.1\r\nhost: x\r\n";
+    let slow = send_raw(address, get).await;
+    let silent = TcpStream::connect(address).await.unwrap();
+    let idle = send_raw(address, &format!("{get}\r\n")).await;
+    let begun = std::time::Instant::now();
+    let (slow, silent, idle) = tokio::join!(read_all(slow), read_all(silent), read_all(idle));
+    assert!(begun.elapsed() >= HEAD_TIMEOUT / 2, "{:?}", begun.elapsed());
+    assert!(slow.is_empty() || slow.starts_with("HTTP/1.1 408"), "{slow}");
+    assert!(silent.is_empty() || silent.starts_with("HTTP/1.1 408"), "{silent}");
+    assert!(idle.starts_with("HTTP/1.1 200"), "{idle}");
+    let reply = read_all(send_raw(address, &request(&items(1).to_string())).await).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_their_turn() {
+    let test = service(true);
+    let (address, _stop, _server) = server(&test).await;
+    let mut silent = Vec::new();
+    for _ in 0..16 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    // Served once a silent one was given up.
+    let reply = read_all(send_raw(address, &request(&items(1).to_string())).await).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+#[tokio::test]
+async fn tls_is_spoken_when_there_is_a_certificate() {
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::rustls::crypto::ring;
+    use tokio_rustls::rustls::pki_types::ServerName;
+    use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let tls = Tls::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
+    let test = service(true);
+    let (address, _stop, _server) = server_with(&test, Some(tls)).await;
+
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    stream.write_all(request(&items(1).to_string()).as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+
+    // Plain HTTP gets no answer there, and a wrong pair of files is refused.
+    let plain = read_all(send_raw(address, &request("{}")).await).await;
+    assert!(!plain.starts_with("HTTP"), "{plain}");
+    assert!(Tls::from_pem(b"", key.as_bytes()).is_err());
+    assert!(Tls::from_pem(cert.as_bytes(), cert.as_bytes()).is_err());
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    assert!(Tls::from_pem(cert.as_bytes(), other.signing_key.serialize_pem().as_bytes()).is_err());
+}
+
+#[tokio::test]
+async fn bulk_cannot_take_every_place() {
+    let limits = opinion_triage::http::Limits { max_items: 4, ..LIMITS };
+    let test = crate::helpers::service_with(false, |it| it.limits = limits);
+    let app = router::router(test.service.clone());
+    let spawn = |n: usize, lane: &'static str| {
+        let app = app.clone();
+        tokio::spawn(async move {
+            let mut body = items(n);
+            body["lane"] = json!(lane);
+            classify(&app, &body).await
+        })
+    };
+    // Three quarters of eight places.
+    let bulk = [spawn(3, "bulk"), spawn(3, "bulk")];
+    let waiting = [r#"triage_items_received_total"#];
+    while crate::helpers::metric(&app, waiting[0]).await != Some(6.0) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(spawn(1, "bulk").await.unwrap().problem(), (503, "overloaded"));
+    let person = spawn(2, "interactive");
+    while get(&app, "/readyz").await.status == 200 {
+        tokio::task::yield_now().await;
+    }
+    test.gate.open();
+    assert_eq!(person.await.unwrap().status, 200);
+    for it in bulk {
+        assert_eq!(it.await.unwrap().status, 200);
+    }
 }
