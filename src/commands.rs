@@ -5,9 +5,12 @@ pub mod check;
 pub mod classify;
 pub mod encode;
 pub mod evaluate;
+pub mod models;
 pub mod score;
+pub mod select;
 pub mod serve;
 pub mod train;
+mod watch;
 
 use indicatif::ProgressStyle;
 

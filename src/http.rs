@@ -7,10 +7,11 @@ pub mod router;
 pub mod wire;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use axum::extract::FromRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -37,12 +38,12 @@ pub struct Limits {
     pub max_deadline: Duration,
 }
 
-/// What handlers share.
+/// What handlers share, for one model version: a request keeps the version it began with.
 pub struct Service {
     pipeline: Arc<Pipeline>,
     engine: Engine,
     limits: Limits,
-    is_draining: AtomicBool,
+    is_draining: Arc<AtomicBool>,
     /// Items that may still be taken.
     items: Arc<Semaphore>,
     /// Body bytes that may still be taken, in steps.
@@ -57,9 +58,21 @@ impl Service {
             pipeline,
             engine,
             limits,
-            is_draining: AtomicBool::new(false),
+            is_draining: Arc::default(),
             items: Arc::new(Semaphore::new(limits.max_waiting_items)),
             bodies: Arc::new(Semaphore::new(n_steps)),
+        })
+    }
+
+    /// The same service, its limits and its waiting line, on another model version.
+    pub fn with_pipeline(&self, pipeline: Arc<Pipeline>) -> Arc<Self> {
+        Arc::new(Self {
+            engine: self.engine.with_predictor(pipeline.clone()),
+            pipeline,
+            limits: self.limits,
+            is_draining: Arc::clone(&self.is_draining),
+            items: Arc::clone(&self.items),
+            bodies: Arc::clone(&self.bodies),
         })
     }
 
@@ -73,21 +86,54 @@ impl Service {
     }
 }
 
+/// The service of the version in force; cheap to clone, and every clone sees a swap.
+#[derive(Clone)]
+pub struct Live(Arc<RwLock<Arc<Service>>>);
+
+impl Live {
+    /// The service of the version in force now.
+    pub fn current(&self) -> Arc<Service> {
+        // A pointer cannot be half changed.
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// New requests go to `pipeline` from now on; those that began keep their version.
+    pub fn swap(&self, pipeline: Arc<Pipeline>) {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let next = current.with_pipeline(pipeline);
+        *current = next;
+    }
+}
+
+impl From<Arc<Service>> for Live {
+    fn from(service: Arc<Service>) -> Self {
+        Self(Arc::new(RwLock::new(service)))
+    }
+}
+
+/// Handlers ask for the `Service` and get the version in force when their request came.
+impl FromRef<Live> for Arc<Service> {
+    fn from_ref(live: &Live) -> Self {
+        live.current()
+    }
+}
+
 /// Serves until `stop` resolves, then finishes what was taken, for `drain_timeout` at most.
 ///
 /// # Errors
 /// When the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    service: Arc<Service>,
+    service: impl Into<Live>,
     stop: impl Future<Output = ()> + Send + 'static,
     drain_timeout: Duration,
 ) -> std::io::Result<()> {
-    let router = router::router(Arc::clone(&service));
+    let live = service.into();
+    let router = router::router(live.clone());
     let (stopped, is_stopped) = tokio::sync::oneshot::channel();
     let stop = async move {
         stop.await;
-        service.drain();
+        live.current().drain();
         let _ = stopped.send(()); // The server may have failed meanwhile.
     };
     let server = axum::serve(listener, router).with_graceful_shutdown(stop);

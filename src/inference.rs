@@ -8,7 +8,7 @@ pub mod plan;
 mod worker;
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use thiserror::Error;
@@ -73,23 +73,39 @@ pub enum InferError {
     Model,
 }
 
-/// A handle on the model thread. Cheap to clone; when the last one is gone, the thread finishes what
-/// it took and ends.
+/// A handle on the model thread, for texts prepared by one model version. Cheap to clone; when the last
+/// one is gone, the thread finishes what it took and ends.
 #[derive(Clone)]
 pub struct Engine {
+    predictor: Arc<dyn Predictor>,
     // One sender behind a lock, not one a clone, so that `close` reaches every clone.
-    line: Arc<Mutex<Option<mpsc::Sender<Pending>>>>,
+    line: Arc<Line>,
     limits: EngineLimits,
 }
 
+type Line = Mutex<Option<mpsc::Sender<Pending>>>;
+
 /// The running model thread.
-pub struct EngineThread(JoinHandle<()>);
+pub struct EngineThread {
+    thread: JoinHandle<()>,
+    // Weak: the thread's own keeper must not keep it running.
+    line: Weak<Line>,
+}
 
 impl EngineThread {
     /// Blocks until the thread has ended: after [`Engine::close`] or when every handle is dropped.
     pub fn join(self) {
         // The loop catches panics of the model, so a panic here is a bug that was already printed.
-        let _ = self.0.join();
+        let _ = self.thread.join();
+    }
+
+    /// As [`Engine::close`] and then [`EngineThread::join`], for a caller that holds no handle: a handle
+    /// would keep its model version in memory after a swap.
+    pub fn stop(self) {
+        if let Some(line) = self.line.upgrade() {
+            line.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        self.join();
     }
 }
 
@@ -108,9 +124,16 @@ impl Engine {
         let mut batcher = Batcher::new(inbox, batch);
         let thread = std::thread::Builder::new()
             .name("model".to_owned())
-            .spawn(move || worker::run(&*predictor, &mut batcher))?;
+            .spawn(move || worker::run(&mut batcher))?;
         let line = Arc::new(Mutex::new(Some(sender)));
-        Ok((Self { line, limits }, EngineThread(thread)))
+        let keeper = EngineThread { thread, line: Arc::downgrade(&line) };
+        Ok((Self { predictor, line, limits }, keeper))
+    }
+
+    /// A handle on the same thread and line for another version. What was submitted to the old handle is
+    /// still computed by the old version: token ids of one vocabulary mean nothing to another.
+    pub fn with_predictor(&self, predictor: Arc<dyn Predictor>) -> Self {
+        Self { predictor, line: Arc::clone(&self.line), limits: self.limits }
     }
 
     /// The prediction for one item.
@@ -167,7 +190,8 @@ impl Engine {
         })?;
         let answers = places.zip(prepared).map(|(place, prepared)| {
             let (reply, answer) = oneshot::channel();
-            place.send(Pending { prepared, reply });
+            let predictor = Arc::clone(&self.predictor);
+            place.send(Pending { prepared, predictor, reply });
             answer
         });
         Ok(answers.collect())

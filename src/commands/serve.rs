@@ -9,8 +9,9 @@ use anyhow::Context;
 use clap::Args;
 use tokio::net::TcpListener;
 
+use super::watch::Watch;
 use crate::config::{Config, ServeSettings};
-use crate::http::{self, Limits, Service};
+use crate::http::{self, Limits, Live, Service};
 use crate::inference::{Engine, EngineLimits};
 use crate::pipeline::Pipeline;
 
@@ -85,11 +86,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         start.duration_ms = started.elapsed().as_millis() as u64,
         "ready"
     );
-    let service = Service::new(pipeline.clone(), engine.clone(), limits);
+    let digest = identity.digest.clone();
+    // No handle on pipeline or engine stays here: the first version must be gone after a swap.
+    let live = Live::from(Service::new(pipeline, engine, limits));
+    let _watch = Watch::start(config, live.clone(), &digest)?;
     let drain_timeout = Duration::from_secs(serve.drain_seconds);
-    http::serve(listener, service, stop_signal()?, drain_timeout).await?;
-    engine.close();
-    tokio::task::spawn_blocking(move || thread.join()).await?;
+    http::serve(listener, live, stop_signal()?, drain_timeout).await?;
+    tokio::task::spawn_blocking(move || thread.stop()).await?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! Every path on one screen. None of them acts on a text or on a person.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue};
 use axum::routing::{get, post};
@@ -9,10 +7,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use super::error::ApiError;
-use super::{Service, classify, info};
+use super::{Live, classify, info};
 
 /// The routes over `service`.
-pub fn router(service: Arc<Service>) -> Router {
+pub fn router(service: impl Into<Live>) -> Router {
     Router::new()
         .route("/v1/classify", post(classify::classify))
         .route("/v1/model", get(info::model))
@@ -31,5 +29,5 @@ pub fn router(service: Arc<Service>) -> Router {
             HeaderName::from_static("x-content-type-options"),
             HeaderValue::from_static("nosniff"),
         ))
-        .with_state(service)
+        .with_state(service.into())
 }

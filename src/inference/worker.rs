@@ -1,6 +1,7 @@
 //! The loop of the model thread: it owns all computation and outlives a failing batch.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::batcher::{Batcher, Pending};
 use super::{InferError, Predictor};
@@ -8,13 +9,16 @@ use crate::domain::prediction::Prediction;
 use crate::pipeline::Prepared;
 
 /// Computes batches until the waiting line ends.
-pub(super) fn run(predictor: &dyn Predictor, batcher: &mut Batcher) {
+pub(super) fn run(batcher: &mut Batcher) {
     while let Some(batch) = batcher.next_batch() {
-        compute(predictor, batch);
+        compute(batch);
     }
 }
 
-fn compute(predictor: &dyn Predictor, batch: Vec<Pending>) {
+/// `batch` is of one version: the first item's.
+fn compute(batch: Vec<Pending>) {
+    let Some(predictor) = batch.first().map(|it| Arc::clone(&it.predictor)) else { return };
+    let predictor = &*predictor;
     let rows: Vec<&Prepared> = batch.iter().map(|it| &it.prepared).collect();
     let results = match predict(predictor, &rows) {
         Ok(predictions) => predictions.into_iter().map(Ok).collect(),
@@ -57,7 +61,7 @@ fn predict(predictor: &dyn Predictor, rows: &[&Prepared]) -> Result<Vec<Predicti
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
-    use std::sync::{Arc, Condvar, Mutex};
+    use std::sync::{Condvar, Mutex};
 
     use super::super::{Engine, EngineLimits};
     use super::*;
@@ -131,6 +135,33 @@ mod tests {
         let failed: Vec<_> = results.iter().map(|it| it.as_ref().err().copied()).collect();
         assert_eq!(failed, [None, Some(InferError::Model), None]);
         assert_eq!(engine.predict(model.prepare("小区停水三天")).await, results[0]);
+        engine.close();
+        thread.join();
+    }
+
+    #[tokio::test]
+    async fn a_batch_holds_items_of_one_version_only() {
+        let (old, new) = (Gated::new(false), Gated::new(true));
+        let (engine, thread) = Engine::start(old.clone(), limits(8)).unwrap();
+        let row = old.prepare("小区停水");
+        let spawn = |engine: &Engine, n_rows: usize| {
+            let (engine, rows) = (engine.clone(), vec![row.clone(); n_rows]);
+            tokio::spawn(async move { engine.predict_many(rows).await })
+        };
+        let busy = spawn(&engine, 1);
+        until(|| old.batches().len() == 1).await;
+        let mut asked = Vec::new();
+        for (version, n_rows, n_waiting) in
+            [(&engine, 2, 2), (&engine.with_predictor(new.clone()), 3, 5), (&engine, 1, 6)]
+        {
+            asked.push(spawn(version, n_rows));
+            until(|| engine.n_waiting() == n_waiting).await;
+        }
+        old.open();
+        for answer in asked.into_iter().chain([busy]) {
+            assert!(answer.await.unwrap().unwrap().iter().all(Result::is_ok));
+        }
+        assert_eq!((old.batches(), new.batches()), (vec![1, 2, 1], vec![3]));
         engine.close();
         thread.join();
     }

@@ -8,3 +8,4 @@ mod helpers;
 mod info;
 mod logs;
 mod stress;
+mod swap;
