@@ -1,7 +1,7 @@
 //! Files of labelled cases: every row becomes a [`LabelledCase`] or a [`Problem`] that names row,
 //! column, reason and fix. Knows no model.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 
 use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText, LabelledCase};
-use crate::domain::taxonomy::Taxonomy;
-use crate::rows::{self, Format, Rows};
+use crate::domain::taxonomy::{IncidentType, Taxonomy};
+use crate::imports::{self, Imported, Source};
 
 /// Columns with a meaning, and after them columns that are allowed and not read.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 17] = [
     "id",
     "text",
     "label",
@@ -31,9 +31,12 @@ const COLUMNS: [&str; 16] = [
     "date",
     "split",
     "lang",
+    "selected",
 ];
 /// Fewest cases of a label that training can learn anything from.
 const MIN_CASES_PER_LABEL: usize = 10;
+/// Longest label of a taxonomy we do not know.
+const MAX_LABEL_CHARS: usize = 64;
 
 /// How grave a [`Problem`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -72,8 +75,36 @@ pub struct Cases {
     pub cases: Vec<LabelledCase>,
     /// Everything that is wrong, in order of rows.
     pub problems: Vec<Problem>,
+    /// Row and line of each usable case, in order.
+    pub places: Vec<(u64, u64)>,
     /// Rows of the file, usable or not.
     pub n_rows: u64,
+    /// How the file is written; none before anything was read.
+    pub source: Option<Source>,
+}
+
+/// How to read a file of cases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// How the file is written; none: its name and its first row tell.
+    pub source: Option<Source>,
+    /// Column that holds the text.
+    pub text_column: String,
+    /// Column that holds the label.
+    pub label_column: String,
+    /// Take any label, not only the taxonomy's.
+    pub any_label: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            source: None,
+            text_column: "text".into(),
+            label_column: "label".into(),
+            any_label: false,
+        }
+    }
 }
 
 impl Cases {
@@ -83,32 +114,49 @@ impl Cases {
     }
 }
 
-/// Reads the labelled cases of `path` (`.jsonl` or `.csv`, plain or `.xz`); labels, levels and grounds
+/// Reads the labelled cases of `path`, written in any form [`imports`] knows; labels, levels and grounds
 /// are those of `taxonomy`.
 ///
 /// # Errors
 /// When the file as a whole cannot be read; a bad row is a [`Problem`] instead.
 pub fn read(path: &Path, taxonomy: &Taxonomy) -> io::Result<Cases> {
-    let format = rows::format_of(path).ok_or_else(|| {
-        let reason = "the name must end in .jsonl or .csv, or one of these and .xz";
-        io::Error::new(io::ErrorKind::InvalidInput, reason)
-    })?;
-    read_from(rows::open(path)?, format, taxonomy)
+    read_with(path, taxonomy, &Options::default())
 }
 
-fn read_from(source: impl io::Read, format: Format, taxonomy: &Taxonomy) -> io::Result<Cases> {
-    let rows = Rows::new(source, format)?;
-    let mut reader = Reader { taxonomy, out: Cases::default(), row: 0, line: 0 };
+/// As [`read`], with `options`.
+///
+/// # Errors
+/// As there.
+pub fn read_with(path: &Path, taxonomy: &Taxonomy, options: &Options) -> io::Result<Cases> {
+    let is_label = |it: &str| find_type(taxonomy, it).is_some();
+    Ok(collect(imports::read(path, options.source, is_label)?, taxonomy, options))
+}
+
+fn find_type<'a>(taxonomy: &'a Taxonomy, name: &str) -> Option<&'a IncidentType> {
+    // An analyst may write 问题类 as well as problem.
+    taxonomy.types.iter().find(|it| it.code == name.trim() || it.zh == name.trim())
+}
+
+fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases {
+    let out = Cases { source: Some(imported.source), ..Cases::default() };
+    let mut reader = Reader { taxonomy, options, out, row: 0, line: 0 };
     let mut by_text: HashMap<String, (u64, String)> = HashMap::new();
     let mut by_id: HashMap<String, u64> = HashMap::new();
-    if let Some(header) = rows.header() {
+    if let Some(encoding) = imported.converted_from {
+        reader.warn(
+            None,
+            "converted_encoding",
+            format!("the file is {encoding}; it was converted to UTF-8 while reading"),
+            "look at some texts, then save the file as UTF-8",
+        );
+    }
+    if let Some(header) = &imported.header {
         reader.header(header);
     }
-    for row in rows {
-        let row = row?;
+    for row in imported.rows {
         (reader.row, reader.line) = (row.row, row.line);
         reader.out.n_rows = row.row;
-        let case = match row.fields() {
+        let case = match row.fields {
             Ok(fields) => reader.case(fields),
             Err(fault) => {
                 reader.error(None, fault.code, fault.reason, fault.fix);
@@ -135,7 +183,7 @@ fn read_from(source: impl io::Read, format: Format, taxonomy: &Taxonomy) -> io::
             Some((first, label)) => reader.warn(
                 Some("label"),
                 "conflicting_labels",
-                format!("row {first} has the same text and the label `{label}`"),
+                format!("row {first} has the same text and the label `{}`", shorten(label)),
                 "decide for one label, or give the other as `alt`",
             ),
             None => {
@@ -143,13 +191,15 @@ fn read_from(source: impl io::Read, format: Format, taxonomy: &Taxonomy) -> io::
             }
         }
         reader.out.cases.push(case);
+        reader.out.places.push((row.row, row.line));
     }
     reader.counts();
-    Ok(reader.out)
+    reader.out
 }
 
 struct Reader<'a> {
     taxonomy: &'a Taxonomy,
+    options: &'a Options,
     out: Cases,
     row: u64,
     line: u64,
@@ -157,20 +207,36 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn header(&mut self, header: &[String]) {
-        for column in ["text", "label"] {
+        let columns = [self.options.text_column.clone(), self.options.label_column.clone()];
+        for column in &columns {
             if !header.iter().any(|it| it == column) {
                 self.error(
                     Some(column),
                     "missing_column",
                     format!("the header has no column `{column}`"),
-                    "name the column so in the first row",
+                    "name the column so in the first row, or say --text-column and --label-column",
                 );
             }
         }
     }
 
+    /// The fields under the names they have here.
+    fn named(&self, mut fields: Map<String, Value>) -> Map<String, Value> {
+        for (given, name) in
+            [(&self.options.text_column, "text"), (&self.options.label_column, "label")]
+        {
+            if given != name {
+                let value = fields.remove(given);
+                fields.remove(name);
+                fields.extend(value.map(|it| (name.to_owned(), it)));
+            }
+        }
+        fields
+    }
+
     fn case(&mut self, fields: Map<String, Value>) -> Option<LabelledCase> {
-        let n_errors = self.out.n_errors();
+        let fields = self.named(fields);
+        let n_errors = self.n_row_errors();
         for name in fields.keys() {
             if is_author_field(name) {
                 self.error(
@@ -203,8 +269,16 @@ impl Reader<'_> {
         let alt = self.code(&fields, "alt", false);
         let level = self.level(&fields);
         let grounds = self.grounds(&fields);
-        if self.out.n_errors() > n_errors {
+        if self.n_row_errors() > n_errors {
             return None;
+        }
+        if text.as_ref().is_some_and(|it| is_broken(it.as_str())) {
+            self.warn(
+                Some("text"),
+                "broken_characters",
+                "the text holds the marks of a wrong conversion (\u{fffd} or 锟斤拷)".into(),
+                "export the row again as UTF-8, or leave it out",
+            );
         }
         if level.is_some_and(|it| it >= 2) && grounds.as_ref().is_some_and(Vec::is_empty) {
             self.warn(
@@ -215,7 +289,27 @@ impl Reader<'_> {
             );
         }
         let source = self.string(&fields, "source");
-        Some(LabelledCase { id: id?, text: text?, label: label?, alt, level, grounds, source })
+        let register = self.string(&fields, "register");
+        // What `triage select` wrote; only its random share is a fair sample.
+        let is_handpicked =
+            self.string(&fields, "selected").is_some_and(|it| it.trim() != "random");
+        Some(LabelledCase {
+            id: id?,
+            text: text?,
+            label: label?,
+            alt,
+            level,
+            grounds,
+            source,
+            register,
+            is_handpicked,
+        })
+    }
+
+    /// Errors so far of the present row; they are the last ones.
+    fn n_row_errors(&self) -> usize {
+        let of_row = self.out.problems.iter().rev().take_while(|it| it.row == self.row);
+        of_row.filter(|it| it.severity == Severity::Error).count()
     }
 
     /// The field as a string; blank counts as absent, a number as its digits.
@@ -250,9 +344,10 @@ impl Reader<'_> {
             }
             return None;
         };
-        // An analyst may write 问题类 as well as problem.
-        let types = &self.taxonomy.types;
-        let found = types.iter().find(|it| it.code == value.trim() || it.zh == value.trim());
+        if self.options.any_label {
+            return self.any_label(name, value.trim());
+        }
+        let found = find_type(self.taxonomy, &value);
         if found.is_none() {
             let codes = self.type_codes();
             self.error(
@@ -263,6 +358,21 @@ impl Reader<'_> {
             );
         }
         found.map(|it| it.code.clone())
+    }
+
+    /// A label of a taxonomy we do not know: any short word.
+    fn any_label(&mut self, name: &str, value: &str) -> Option<String> {
+        let n_chars = value.chars().count();
+        if n_chars > MAX_LABEL_CHARS || value.chars().any(char::is_control) {
+            self.error(
+                Some(name),
+                "unlikely_label",
+                format!("`{}` has {n_chars} characters; a label has at most {MAX_LABEL_CHARS} and no line breaks", shorten(value)),
+                "name the column of the labels with --label-column",
+            );
+            return None;
+        }
+        Some(value.to_owned())
     }
 
     fn type_codes(&self) -> String {
@@ -311,7 +421,10 @@ impl Reader<'_> {
 
     fn counts(&mut self) {
         (self.row, self.line) = (0, 0);
-        let codes: Vec<String> = self.taxonomy.type_codes().codes().map(str::to_owned).collect();
+        let codes: Vec<String> = match self.options.any_label {
+            true => labels_of(&self.out.cases),
+            false => self.taxonomy.type_codes().codes().map(str::to_owned).collect(),
+        };
         for code in codes {
             let n = self.out.cases.iter().filter(|it| it.label == code).count();
             if n < MIN_CASES_PER_LABEL {
@@ -353,6 +466,16 @@ impl Reader<'_> {
     }
 }
 
+/// The labels that occur, in order of the alphabet.
+pub fn labels_of(cases: &[LabelledCase]) -> Vec<String> {
+    let labels: BTreeSet<&str> = cases.iter().map(|it| it.label.as_str()).collect();
+    labels.into_iter().map(str::to_owned).collect()
+}
+
+fn is_broken(text: &str) -> bool {
+    text.contains('\u{fffd}') || text.contains("锟斤拷")
+}
+
 /// A label cell that holds a whole text must not be repeated in a message.
 fn shorten(value: &str) -> String {
     const MOST: usize = 24;
@@ -367,8 +490,14 @@ fn shorten(value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn codes(format: Format, text: &str) -> (Vec<String>, Vec<(u64, &'static str)>) {
-        let cases = read_from(text.as_bytes(), format, &Taxonomy::embedded()).unwrap();
+    fn read_as(source: Source, text: &str, options: &Options) -> Cases {
+        let imported =
+            imports::parse(text.as_bytes().to_vec(), "", Some(source), |_| false).unwrap();
+        collect(imported, &Taxonomy::embedded(), options)
+    }
+
+    fn codes(source: Source, text: &str) -> (Vec<String>, Vec<(u64, &'static str)>) {
+        let cases = read_as(source, text, &Options::default());
         let labels = cases.cases.iter().map(|it| it.label.clone()).collect();
         let problems =
             cases.problems.iter().filter(|it| it.row > 0).map(|it| (it.row, it.code)).collect();
@@ -389,7 +518,7 @@ mod tests {
             "{",
             r#"{"text":"only a text","label":"emergency","level":3,"grounds":[]}"#,
         ];
-        let (labels, problems) = codes(Format::Jsonl, &rows.join("\n"));
+        let (labels, problems) = codes(Source::Jsonl, &rows.join("\n"));
         assert_eq!(labels, ["problem", "suggestion", "emergency"]);
         assert_eq!(
             problems,
@@ -411,11 +540,40 @@ mod tests {
     #[test]
     fn csv_has_the_same_meaning() {
         let csv = "text,label,level,grounds\n着火了,突发事件类,3,life wide\n谢谢,none,,\n";
-        let (labels, problems) = codes(Format::Csv, csv);
+        let (labels, problems) = codes(Source::Csv, csv);
         assert_eq!((labels.len(), problems.len()), (2, 0));
-        let missing =
-            read_from(&b"id,body\n1,x\n"[..], Format::Csv, &Taxonomy::embedded()).unwrap();
+        let missing = read_as(Source::Csv, "id,body\n1,x\n", &Options::default());
         let n_missing = missing.problems.iter().filter(|it| it.code == "missing_column").count();
         assert_eq!(n_missing, 2);
+    }
+
+    #[test]
+    fn other_columns_and_other_labels_are_read_when_named() {
+        let csv = "id,内容,类别,label\n1,路灯坏了,照明,x\n2,树倒了,绿化,x\n3,井盖没了,,x\n";
+        let options = Options {
+            text_column: "内容".into(),
+            label_column: "类别".into(),
+            any_label: true,
+            ..Options::default()
+        };
+        let found = read_as(Source::Csv, csv, &options);
+        assert_eq!(labels_of(&found.cases), ["照明", "绿化"].map(str::to_owned));
+        assert_eq!(found.places, [(1, 2), (2, 3)]);
+        let rows: Vec<_> =
+            found.problems.iter().filter(|it| it.row > 0).map(|it| it.code).collect();
+        assert_eq!(rows, ["missing_label"]);
+        // The labels that occur are counted, not those of the built-in taxonomy.
+        assert_eq!(found.problems.iter().filter(|it| it.code == "few_cases").count(), 2);
+        let long = format!("text,label\n路灯坏了,{}\n", "长".repeat(65));
+        let options = Options { any_label: true, ..Options::default() };
+        assert_eq!(read_as(Source::Csv, &long, &options).problems[0].code, "unlikely_label");
+    }
+
+    #[test]
+    fn marks_of_a_wrong_conversion_are_pointed_out() {
+        let csv = "text,label\n锟斤拷锟斤拷,none\n路灯\u{fffd}了,problem\n路灯坏了,problem\n";
+        let (labels, problems) = codes(Source::Csv, csv);
+        assert_eq!(labels.len(), 3);
+        assert_eq!(problems, [(1, "broken_characters"), (2, "broken_characters")]);
     }
 }

@@ -6,9 +6,14 @@ pub mod classify;
 pub mod encode;
 pub mod evaluate;
 pub mod keys;
+pub mod models;
 pub mod score;
+pub mod select;
 pub mod serve;
 pub mod train;
+mod watch;
+
+use std::path::Path;
 
 use indicatif::ProgressStyle;
 
@@ -24,7 +29,12 @@ fn progress_style(verb: &str) -> anyhow::Result<ProgressStyle> {
 
 /// The model the settings name.
 fn load_pipeline(config: &Config) -> Result<Pipeline, PipelineError> {
-    Pipeline::load(&config.model, config.user_dict.as_deref(), precision(config))
+    load_version(&config.model, config)
+}
+
+/// The model in `dir`, computed as the settings say.
+fn load_version(dir: &Path, config: &Config) -> Result<Pipeline, PipelineError> {
+    Pipeline::load(dir, config.user_dict.as_deref(), precision(config))
 }
 
 fn precision(config: &Config) -> Precision {

@@ -16,8 +16,10 @@ use thiserror::Error;
 
 /// The settings file looked for in the current directory when none is named.
 pub const DEFAULT_FILE: &str = "triage.toml";
-/// The bundle used when none is named.
-pub const DEFAULT_MODEL: &str = "models/triage-base";
+/// The models directory used when none is named.
+pub const DEFAULT_MODELS: &str = "models";
+/// The bundle in it that is used when neither a flag nor a registry names one.
+pub const SHIPPED_MODEL: &str = "triage-base";
 /// Every environment variable of ours starts so.
 pub const ENV_PREFIX: &str = "TRIAGE_";
 
@@ -28,9 +30,12 @@ pub struct CommonArgs {
     /// 设置文件（TOML）；默认为当前目录的 triage.toml（若存在）
     #[arg(long, global = true, env = "TRIAGE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// 模型目录；先从当前目录找，再从程序所在目录找 [默认: models/triage-base]
+    /// 模型目录；先从当前目录找，再从程序所在目录找 [默认: 登记为 production 的模型，否则 models/triage-base]
     #[arg(long, global = true, env = "TRIAGE_MODEL", value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// 存放各模型版本及其登记文件 registry.toml 的目录 [默认: models]
+    #[arg(long, global = true, env = "TRIAGE_MODELS", value_name = "DIR")]
+    pub models: Option<PathBuf>,
     /// 用户词典（jieba 格式，每行：词 [词频 [词性]]），用于本地地名等
     #[arg(long, global = true, env = "TRIAGE_USER_DICT", value_name = "FILE")]
     pub user_dict: Option<PathBuf>,
@@ -138,6 +143,11 @@ pub enum LogLevel {
 pub struct Config {
     /// Bundle directory; found, unless it exists nowhere.
     pub model: PathBuf,
+    /// Whether somebody named the bundle; if nobody did, the registry's production goes before the
+    /// shipped one.
+    pub is_model_named: bool,
+    /// Directory of the versions and of their registry.
+    pub models: PathBuf,
     /// Extra jieba dictionary.
     pub user_dict: Option<PathBuf>,
     /// Threads that compute.
@@ -197,6 +207,8 @@ struct File {
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    models: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     user_dict: Option<PathBuf>,
     threads: Option<usize>,
     exact: Option<bool>,
@@ -236,11 +248,13 @@ struct FileLog {
 
 /// Settings that may be absent from [`Config::to_toml`].
 #[cfg(test)]
-const OPTIONAL_KEYS: [&str; 4] = ["user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key"];
+const OPTIONAL_KEYS: [&str; 5] =
+    ["model", "user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key"];
 
 /// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
     "model",
+    "models",
     "user_dict",
     "threads",
     "exact",
@@ -332,10 +346,14 @@ impl Config {
         if max_waiting_items < max_items {
             return Err(ConfigError::Waiting { max_items, max_waiting_items });
         }
+        let model = common.model.clone().or(file.model);
+        let is_model_named = model.is_some();
+        let models =
+            locate(common.models.clone().or(file.models).unwrap_or_else(|| DEFAULT_MODELS.into()));
         Ok(Self {
-            model: locate(
-                common.model.clone().or(file.model).unwrap_or_else(|| DEFAULT_MODEL.into()),
-            ),
+            model: model.map_or_else(|| shipped(&models), locate),
+            is_model_named,
+            models,
             user_dict: common.user_dict.clone().or(file.user_dict),
             threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
             exact: common.exact.or(file.exact).unwrap_or(false),
@@ -393,11 +411,18 @@ impl Config {
         })
     }
 
+    /// The model that is served before anything was promoted.
+    pub fn shipped_model(&self) -> PathBuf {
+        shipped(&self.models)
+    }
+
     /// The settings in force, as a settings file.
     pub fn to_toml(&self) -> String {
         let serve = &self.serve;
         let file = File {
-            model: Some(self.model.clone()),
+            // A default written down would pin the model, whatever is promoted later.
+            model: self.is_model_named.then(|| self.model.clone()),
+            models: Some(self.models.clone()),
             user_dict: self.user_dict.clone(),
             threads: Some(self.threads.get()),
             exact: Some(self.exact),
@@ -517,6 +542,14 @@ where
         low: range.start().to_string(),
         high: range.end().to_string(),
     })
+}
+
+/// The shipped bundle: in the models directory, else where this program's own models are.
+fn shipped(models: &Path) -> PathBuf {
+    match models.join(SHIPPED_MODEL) {
+        inside if inside.exists() => inside,
+        _ => locate(Path::new(DEFAULT_MODELS).join(SHIPPED_MODEL)),
+    }
 }
 
 /// `path` from the current directory, else from the executable's directory or one of the two above

@@ -1,5 +1,10 @@
-//! Pure: predictions and truth to numbers; and the lexical baseline. Knows no network and no files.
+//! Pure: predictions and truth to numbers; the gates before production; and the lexical baseline. Knows no
+//! network and no files.
 
+pub mod details;
+pub mod gate;
 pub mod lexical;
 pub mod metrics;
+pub mod migration;
 pub mod report;
+pub mod suite;

@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use error::ApiError;
 
 use crate::cache::PredictionCache;
-use crate::inference::Engine;
+use crate::inference::{Engine, EngineLimits};
 use crate::keys::{KeysFile, Quotas};
 use crate::pipeline::Pipeline;
 use crate::telemetry::metrics::Metrics;
@@ -185,6 +185,23 @@ impl Service {
         let serving = Arc::new(Serving { pipeline, engine, cache });
         // Nothing panics while holding the lock, and an `Option` cannot be half changed.
         *self.serving.write().unwrap_or_else(PoisonError::into_inner) = Some(serving);
+    }
+
+    /// As [`Service::open`], with an engine of the version's own: what was submitted to the old version is
+    /// still computed by it, since token ids of one vocabulary mean nothing to another.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn swap(&self, pipeline: Arc<Pipeline>, limits: EngineLimits) -> std::io::Result<()> {
+        // The thread ends by itself when the last request of its version is answered.
+        let (engine, _thread) = Engine::start(pipeline.clone(), limits, self.metrics.clone())?;
+        self.open(pipeline, engine);
+        Ok(())
+    }
+
+    /// Lets go of the version in service: its thread ends when what it took is computed.
+    pub fn close(&self) {
+        *self.serving.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Takes no new items from now on; `/readyz` says so.

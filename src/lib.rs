@@ -8,7 +8,11 @@
 //!                 |        \----> cache, keys, telemetry
 //!                 |-> scoring --> reply, rows, pipeline
 //!                 |-> training -> text, model, evaluation --> domain
-//!                 |-> cases ----> rows --------------------> domain
+//!                 |-> cases ----> imports -> rows ---------> domain
+//!                 |-> selection
+//!                 |-> suites -----------------------------> domain
+//!                 |-> page -----> evaluation
+//!                 |-> registry -> model
 //!                 \-> corpus ---> text
 //! ```
 
@@ -29,11 +33,17 @@ pub mod http;
 
 pub mod rows;
 
+pub mod imports;
+
 pub mod scoring;
 
 pub mod cases;
+pub mod selection;
+pub mod suites;
 
 pub mod evaluation;
+pub mod page;
+pub mod registry;
 pub mod training;
 
 pub mod corpus;

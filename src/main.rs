@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use opinion_triage::commands::{
-    audit_labels, check, classify, encode, evaluate, keys, score, serve, train,
+    audit_labels, check, classify, encode, evaluate, keys, models, score, select, serve, train,
 };
 use opinion_triage::config::{self, CommonArgs, Config, ServeSettings};
 use opinion_triage::telemetry;
@@ -28,6 +28,8 @@ enum Command {
     Classify(classify::ClassifyArgs),
     /// 给整个文件评分（JSONL 或 CSV）
     Score(score::ScoreArgs),
+    /// 从未标注的文本中选出最值得标注的
+    Select(select::SelectArgs),
     /// 检查已标注的案例，逐行指出问题
     Check(check::CheckArgs),
     /// 找出可能标错的案例
@@ -36,6 +38,9 @@ enum Command {
     Train(train::TrainArgs),
     /// 用已标注的案例评估模型，可与词法基线并列
     Evaluate(evaluate::EvaluateArgs),
+    /// 管理模型版本：列出、查看、上线、回退、校验
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
     /// 语料编码：建立词表，或把语料变成词元编号
     Encode(encode::EncodeArgs),
     /// 接口密钥：生成新密钥
@@ -65,17 +70,24 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => args.settings(),
         _ => &defaults,
     };
-    let config = Config::load(&cli.common, serve)?;
+    let mut config = Config::load(&cli.common, serve)?;
     telemetry::init(config.log);
+    // The registry's own commands must work when what it names is broken.
+    if !matches!(cli.command, Command::Models(_) | Command::Check(_) | Command::Completions { .. })
+    {
+        models::use_production(&mut config)?;
+    }
     rayon::ThreadPoolBuilder::new().num_threads(config.threads.get()).build_global()?;
     match cli.command {
         Command::Serve(args) => serve::run(&args, &config),
         Command::Classify(args) => classify::run(args, &config),
         Command::Score(args) => score::run(args, &config),
+        Command::Select(args) => select::run(args, &config),
         Command::Check(args) => check::run(args),
         Command::AuditLabels(args) => audit_labels::run(args, &config),
         Command::Train(args) => train::run(args, &config),
         Command::Evaluate(args) => evaluate::run(args, &config),
+        Command::Models(command) => models::run(command, &config),
         Command::Encode(args) => encode::run(args),
         Command::Keys(args) => keys::run(args),
         Command::Completions { shell } => {

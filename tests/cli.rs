@@ -132,6 +132,100 @@ fn check_names_bad_rows_and_fails() {
     assert_eq!((&report["rows"], &report["usable"]), (&2.into(), &1.into()));
 }
 
+#[test]
+fn check_reads_exports_and_names_what_a_person_should_see() {
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(home.path().join(name), bytes).unwrap();
+    let check = |args: &[&str]| -> (Option<i32>, Value) {
+        let args = [&["check", "--json"], args].concat();
+        let output = triage(home.path(), &args, b"");
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    };
+    let codes = |report: &Value| -> Vec<String> {
+        let problems = report["problems"].as_array().unwrap().iter();
+        let of_rows = problems.filter(|it| it["code"] != "few_cases");
+        of_rows.map(|it| format!("{} {}", it["row"], it["code"].as_str().unwrap())).collect()
+    };
+    let long = "小区停水三天了物业一直没有人管我们打了很多次电话都没有用希望尽快处理";
+    let rows = format!(
+        "text,label\n{long},problem\n{long}！！,problem\n{long}。,suggestion\n请打13812345678找我,none\n"
+    );
+    write("a.csv", rows.as_bytes());
+    let (code, report) = check(&["a.csv"]);
+    assert_eq!(code, Some(0));
+    let expected = ["2 near_duplicate", "3 near_duplicate_conflict", "4 personal_data"];
+    assert_eq!(codes(&report), expected);
+    assert!(!report.to_string().contains("13812345678"));
+
+    let (gbk, _, _) = encoding_rs::GBK.encode(&rows);
+    write("gbk.csv", &gbk);
+    let (code, report) = check(&["gbk.csv"]);
+    assert_eq!((code, codes(&report)[0].as_str()), (Some(0), "0 converted_encoding"));
+    assert_eq!(report["usable"], 4);
+
+    write("class.csv", "problem,路灯坏了\nnone,谢谢\n".as_bytes());
+    assert_eq!(check(&["class.csv"]).1["usable"], 2);
+    write("f.txt", "__label__照明 路灯坏了\n__label__绿化 树倒了\n".as_bytes());
+    assert_eq!(check(&["f.txt"]).0, Some(1));
+    let (code, report) = check(&["f.txt", "--any-label"]);
+    assert_eq!((code, &report["labels"]["照明"]), (Some(0), &1.into()));
+    write("who.jsonl", "{\"text\":\"x\",\"label\":[\"none\"],\"nickname\":\"y\"}\n".as_bytes());
+    let (code, report) = check(&["who.jsonl"]);
+    assert_eq!((code, codes(&report)), (Some(1), vec!["1 author_field".to_owned()]));
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/cases.xlsx");
+    assert_eq!(check(&[vectors.to_str().unwrap()]).1["usable"], 2);
+}
+
+#[test]
+fn select_marks_a_fair_share_and_repeats_itself() {
+    let home = tempfile::tempdir().unwrap();
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cases.jsonl");
+    let posts: Vec<String> = std::fs::read_to_string(cases)
+        .unwrap()
+        .lines()
+        .step_by(6)
+        .map(|line| {
+            let case: Value = serde_json::from_str(line).unwrap();
+            serde_json::json!({"id": case["id"], "text": case["text"]}).to_string()
+        })
+        .chain([
+            r#"{"id":"phone","text":"请打13812345678找我，谢谢"}"#.to_owned(),
+            r#"{"id":"who","text":"x","nickname":"y"}"#.to_owned(),
+        ])
+        .collect();
+    std::fs::write(home.path().join("posts.jsonl"), posts.join("\n")).unwrap();
+    let select = |n: &str, seed: &str| {
+        let args = ["select", "posts.jsonl", "-n", n, "--random-share", "0.4", "--seed", seed];
+        let output = triage(home.path(), &args, b"");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let rows = |out: &str| -> Vec<Value> {
+        out.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
+    };
+    let chosen = rows(&select("20", "1"));
+    let count = |reason: &str| chosen.iter().filter(|it| it["selected"] == reason).count();
+    assert_eq!((count("random"), count("uncertain"), count("diverse")), (8, 6, 6));
+    assert!(chosen.iter().all(|it| it["label"].is_null() && it["id"] != "who"));
+    assert_eq!(select("20", "1"), select("20", "1"));
+    assert_ne!(select("20", "1"), select("20", "2"));
+    // All of them: the phone number is masked, and check takes the file once it is labelled.
+    let all = select("1000", "1");
+    assert!(all.contains("请打<电话>找我") && !all.contains("13812345678"));
+    let label = |out: &str| {
+        let labelled = out.replace("\"label\":null", "\"label\":\"none\"");
+        std::fs::write(home.path().join("labelled.jsonl"), labelled).unwrap();
+    };
+    label(&all);
+    assert!(triage(home.path(), &["check", "labelled.jsonl"], b"").status.success());
+    // Figures come from the random share alone.
+    label(&select("20", "1"));
+    let output = triage(home.path(), &["evaluate", "labelled.jsonl", "--json"], b"");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["report"]["n_cases"], 8);
+    assert!(text(&output.stderr).contains("不用于评估"));
+}
+
 /// The whole way of an analyst on the project's own cases: check, train, evaluate, classify.
 #[test]
 fn train_makes_a_bundle_that_evaluate_and_classify_use() {
@@ -158,4 +252,118 @@ fn train_makes_a_bundle_that_evaluate_and_classify_use() {
     // A version is never overwritten.
     let args = ["train", "few.jsonl", "-o", "mine", "--epochs", "1"];
     assert_eq!(triage(home.path(), &args, b"").status.code(), Some(1));
+}
+
+/// From a fresh models directory to a promotion that a running service follows, and back.
+#[test]
+fn a_promotion_passes_the_gates_reaches_the_service_and_rolls_back() {
+    let home = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let models = home.path().join("models");
+    copy_dir(&root.join("models/triage-base"), &models.join("triage-base"));
+    let lines = std::fs::read_to_string(root.join("datasets/cases.jsonl")).unwrap();
+    let lines: Vec<&str> = lines.lines().collect();
+    let part = |name: &str, skip: usize| {
+        let rows: Vec<&str> = lines.iter().skip(skip).step_by(16).copied().collect();
+        std::fs::write(home.path().join(name), rows.join("\n")).unwrap();
+    };
+    part("train.jsonl", 0);
+    part("held.jsonl", 1);
+    // No model is named, so that the registry decides.
+    let run = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_triage"))
+            .args(args)
+            .current_dir(home.path())
+            .env_clear()
+            .output()
+            .unwrap()
+    };
+    let registry = || std::fs::read_to_string(models.join("registry.toml")).unwrap_or_default();
+    let args = ["train", "train.jsonl", "-o", "models/mine", "--epochs", "1", "--frozen"];
+    let output = run(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(registry().contains("[candidate]") && !registry().contains("[production]"));
+    let page = std::fs::read_to_string(home.path().join("models/mine.report.html")).unwrap();
+    assert!(page.contains("词法基线") && page.contains("现行版本") && page.contains("<svg"));
+
+    // Cases that taught the candidate say nothing about it.
+    let output = run(&["models", "promote", "--cases", "train.jsonl"]);
+    assert!(text(&output.stderr).contains("trained_on_cases"), "{}", text(&output.stderr));
+    // Gates that nothing can pass name themselves, and production stays as it is.
+    let output = run(&["models", "promote", "--cases", "held.jsonl", "--f1-margin=-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("gate_closed") && stderr.contains("f1.problem"), "{stderr}");
+    assert!(!registry().contains("[production]"));
+
+    let mut child = Command::new(env!("CARGO_BIN_EXE_triage"))
+        .args(["serve", "--port", "0", "--log-format", "json"])
+        .current_dir(home.path())
+        .env_clear()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut until = |what: &str| loop {
+        let mut line = String::new();
+        assert!(std::io::BufRead::read_line(&mut log, &mut line).unwrap() > 0, "no {what}");
+        if line.contains(what) {
+            break serde_json::from_str::<Value>(&line).unwrap();
+        }
+    };
+    until("ready");
+    let open = [
+        "models",
+        "promote",
+        "--cases",
+        "held.jsonl",
+        "--f1-margin",
+        "1",
+        "--recall-margin",
+        "1",
+        "--accusation-margin",
+        "1",
+        "--max-accusation-upper",
+        "1",
+        "--ece-margin",
+        "1",
+        "--criticism-margin",
+        "1",
+        "--json",
+    ];
+    let output = run(&open);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let evidence: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(evidence["migration"]["n"], evidence["cases"]["n"]);
+    assert!(registry().contains("[production]") && registry().contains("[previous]"));
+    let swapped = until("model swapped");
+    assert!(swapped.to_string().contains("\"mine\""), "{swapped}");
+    let listed: Value = serde_json::from_slice(&run(&["models", "list", "--json"]).stdout).unwrap();
+    assert_eq!(listed["versions"][0]["aliases"][0], "production");
+
+    // A damaged version does not go back into production, and a good one does.
+    let weights = models.join("triage-base/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &whole[1..]).unwrap();
+    assert_eq!(run(&["models", "verify"]).status.code(), Some(1));
+    let before = registry();
+    assert_eq!(run(&["models", "rollback"]).status.code(), Some(1));
+    assert_eq!(registry(), before);
+    std::fs::write(&weights, &whole).unwrap();
+    assert!(run(&["models", "verify"]).status.success());
+    assert!(run(&["models", "rollback"]).status.success());
+    let swapped = until("model swapped");
+    assert!(swapped.to_string().contains("triage-base"), "{swapped}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let log = std::fs::read_to_string(models.join("promotions.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 2);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }

@@ -6,16 +6,26 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
+use rayon::prelude::*;
 
 use super::{load_pipeline, progress_style};
 use crate::cases;
 use crate::config::Config;
-use crate::domain::case::LabelledCase;
+use crate::domain::case::{CaseText, LabelledCase};
 use crate::domain::label::LabelSet;
+use crate::domain::policy::{ReviewReason, Verdict};
+use crate::domain::prediction::Prediction;
 use crate::domain::taxonomy::Taxonomy;
+use crate::evaluation::details::{Detail, Details, length_slice};
 use crate::evaluation::lexical::{Classifier, Vectorizer};
 use crate::evaluation::report::{Outcome, Report};
-use crate::pipeline::{Pipeline, segmenter};
+use crate::evaluation::suite::{Answer, Protection, SuiteResults, by_dimension, spread};
+use crate::page::{Mistake, Page, dimension_zh};
+use crate::pipeline::{Pipeline, Prepared, segmenter};
+use crate::suites::Suites;
+
+/// Texts predicted at once.
+const BLOCK: usize = 64;
 
 /// Arguments of `triage evaluate`.
 #[derive(Debug, Args)]
@@ -28,6 +38,9 @@ pub struct EvaluateArgs {
     /// 输出 JSON
     #[arg(long)]
     json: bool,
+    /// 另写一份自成一体的 HTML 报告（手机可读、可打印）
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// 指标不得低于此值，如 macro_f1=0.78；可多次给出，不满足则退出码为 1
     #[arg(long, value_name = "FIGURE=VALUE", value_parser = parse_bound)]
     at_least: Vec<(String, f64)>,
@@ -42,8 +55,9 @@ pub struct EvaluateArgs {
 /// When the model or the cases cannot be read, or a figure is out of its bounds.
 pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
     let pipeline = load_pipeline(config)?;
-    let cases = read_cases(&args.cases, pipeline.taxonomy())?;
-    let report = evaluate(&pipeline, &cases)?;
+    let cases = fair(read_cases(&args.cases, pipeline.taxonomy())?)?;
+    let Evaluated { report, answers } = evaluate(&pipeline, &cases)?;
+    let suites = ask_suites(&pipeline)?;
     let baseline = args
         .baseline
         .as_deref()
@@ -52,6 +66,14 @@ pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
             baseline(&train, &cases, pipeline.taxonomy(), config)
         })
         .transpose()?;
+    if let Some(path) = &args.html {
+        let page = Page {
+            title: "评估报告".into(),
+            others: baseline.iter().map(|it| ("词法基线", it)).collect(),
+            ..page(&pipeline, &report, &suites, mistakes(&pipeline, &cases, &answers))
+        };
+        write_page(path, &page)?;
+    }
     let mut out = std::io::stdout().lock();
     if args.json {
         let json = serde_json::json!({
@@ -60,23 +82,32 @@ pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
             "digest": pipeline.identity().digest,
             "report": report,
             "baseline": baseline,
+            "suites": suites,
         });
         writeln!(out, "{json:#}")?;
     } else {
         write!(out, "{}", table(&report, baseline.as_ref(), pipeline.taxonomy()))?;
+        write!(out, "{}", suites_table(&suites))?;
     }
     gate(&report, &args.at_least, &args.at_most)
 }
 
-/// The report of `pipeline` on `cases`.
+/// What a model made of labelled cases.
+pub struct Evaluated {
+    /// The figures.
+    pub report: Report,
+    /// Each case's answer, in order.
+    pub answers: Vec<(Outcome, Detail)>,
+}
+
+/// What `pipeline` makes of `cases`.
 ///
 /// # Errors
 /// When a case has a label the model lacks, or the model fails.
-pub fn evaluate(pipeline: &Pipeline, cases: &[LabelledCase]) -> anyhow::Result<Report> {
-    const BLOCK: usize = 64;
+pub fn evaluate(pipeline: &Pipeline, cases: &[LabelledCase]) -> anyhow::Result<Evaluated> {
     let types = pipeline.type_labels();
     let bar = ProgressBar::new(cases.len() as u64).with_style(progress_style("评估")?);
-    let mut outcomes = Vec::with_capacity(cases.len());
+    let mut answers = Vec::with_capacity(cases.len());
     for block in cases.chunks(BLOCK) {
         let prepared = block
             .iter()
@@ -85,20 +116,146 @@ pub fn evaluate(pipeline: &Pipeline, cases: &[LabelledCase]) -> anyhow::Result<R
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let predictions = pipeline.predict(&prepared.iter().collect::<Vec<_>>())?;
-        for (case, it) in block.iter().zip(&predictions) {
+        for ((case, prepared), it) in block.iter().zip(&prepared).zip(&predictions) {
             let label = column(types, case)?;
-            outcomes.push(Outcome {
+            let outcome = Outcome {
                 label,
                 predicted: it.type_idx(),
                 confidence: it.confidence().get(),
                 set: Some((it.prediction_set.len(), it.prediction_set.contains(&label))),
                 levels: case.level.map(|level| (usize::from(level), it.level())),
-            });
+            };
+            answers.push((outcome, detail(pipeline, case, prepared, it)));
         }
         bar.inc(block.len() as u64);
     }
     bar.finish_and_clear();
-    Ok(Report::new(&outcomes, types, pipeline.taxonomy().levels.len()))
+    let outcomes: Vec<Outcome> = answers.iter().map(|it| it.0).collect();
+    let mut report = Report::new(&outcomes, types, pipeline.taxonomy().levels.len());
+    let grounds = pipeline.ground_labels().codes();
+    report.details = Some(Details::new(&answers, types.len(), grounds));
+    Ok(Evaluated { report, answers })
+}
+
+fn detail(
+    pipeline: &Pipeline,
+    case: &LabelledCase,
+    prepared: &Prepared,
+    prediction: &Prediction,
+) -> Detail {
+    let decision = pipeline.decide(&prepared.report, prediction);
+    let is_doubt =
+        |it: &ReviewReason| matches!(it, ReviewReason::LowConfidence | ReviewReason::PredictionSet);
+    let codes = pipeline.ground_labels().codes();
+    let truth = case.grounds.as_ref().map(|its| codes.map(|code| its.iter().any(|it| it == code)));
+    let probabilities = prediction.ground_probabilities.iter().map(|it| it.get());
+    let mut slices = vec![("length", length_slice(prepared.report.characters).to_owned())];
+    slices.extend(case.source.clone().map(|it| ("source", it)));
+    slices.extend(case.register.clone().map(|it| ("register", it)));
+    Detail {
+        probabilities: prediction.type_probabilities.iter().map(|it| it.get()).collect(),
+        score: prediction.sensitivity_score(),
+        grounds: truth.map(|truth| probabilities.zip(truth).collect()),
+        is_held: decision.reasons.iter().any(|it| !is_doubt(it)),
+        is_reviewed: decision.verdict != Verdict::Route,
+        slices,
+    }
+}
+
+/// What `pipeline` makes of the two suites.
+///
+/// # Errors
+/// When the model fails.
+pub fn ask_suites(pipeline: &Pipeline) -> anyhow::Result<SuiteResults> {
+    let suites = Suites::embedded();
+    let disputed = pipeline.type_labels().index_of("disputed_claim");
+    let texts: Vec<&CaseText> = suites
+        .criticism
+        .iter()
+        .map(|it| &it.text)
+        .chain(suites.swaps.iter().flat_map(|it| it.wordings.iter().map(|it| &it.1)))
+        .collect();
+    let prepared =
+        texts.par_iter().map(|it| pipeline.prepare(it)).collect::<Result<Vec<_>, _>>()?;
+    let mut answers = Vec::with_capacity(prepared.len());
+    for block in prepared.chunks(BLOCK) {
+        let predictions = pipeline.predict(&block.iter().collect::<Vec<_>>())?;
+        answers.extend(predictions.iter().map(|it| Answer {
+            type_idx: it.type_idx(),
+            score: it.sensitivity_score(),
+            level: it.level(),
+            accusation: disputed.map_or(0.0, |column| it.type_probabilities[column].get()),
+        }));
+    }
+    let mut answers = answers.into_iter();
+    let mut protection = Protection { n: suites.criticism.len(), ..Protection::default() };
+    for (it, answer) in suites.criticism.into_iter().zip(answers.by_ref()) {
+        if Some(answer.type_idx) == disputed {
+            protection.accused.push(it.id.clone());
+        }
+        if answer.level > it.max_level {
+            protection.raised.push(it.id);
+        }
+    }
+    let mut swaps = Vec::new();
+    for it in suites.swaps {
+        let values = it.wordings.into_iter().map(|it| it.0);
+        let of_template: Vec<(String, Answer)> = values.zip(answers.by_ref()).collect();
+        swaps.extend(spread(&it.id, &it.dimension, &of_template));
+    }
+    let dimensions = by_dimension(&swaps);
+    Ok(SuiteResults { protection, dimensions, swaps })
+}
+
+/// The page about `pipeline`, without heading, other models and history.
+pub(super) fn page<'a>(
+    pipeline: &'a Pipeline,
+    report: &'a Report,
+    suites: &'a SuiteResults,
+    mistakes: Vec<Mistake<'a>>,
+) -> Page<'a> {
+    let identity = pipeline.identity();
+    let taxonomy = pipeline.taxonomy();
+    let types = taxonomy.types.iter().map(|it| (it.code.as_str(), it.zh.as_str()));
+    let grounds = taxonomy.grounds.iter().map(|it| (it.code.as_str(), it.zh.as_str()));
+    Page {
+        title: String::new(),
+        model: [&identity.name, &identity.version, &identity.digest],
+        names: types.chain(grounds).collect(),
+        report,
+        others: Vec::new(),
+        suites: Some(suites),
+        history: Vec::new(),
+        mistakes,
+    }
+}
+
+/// The surest wrong answers, surest first.
+pub(super) fn mistakes<'a>(
+    pipeline: &'a Pipeline,
+    cases: &'a [LabelledCase],
+    answers: &[(Outcome, Detail)],
+) -> Vec<Mistake<'a>> {
+    const N_NAMED: usize = 30;
+    let types = pipeline.type_labels();
+    let mut wrong: Vec<Mistake<'a>> = cases
+        .iter()
+        .zip(answers)
+        .filter(|(_, (it, _))| it.label != it.predicted)
+        .map(|(case, (it, _))| Mistake {
+            id: case.id.as_str(),
+            label: types.code(it.label),
+            predicted: types.code(it.predicted),
+            confidence: it.confidence,
+        })
+        .collect();
+    wrong.sort_by(|a, b| b.confidence.total_cmp(&a.confidence).then_with(|| a.id.cmp(b.id)));
+    wrong.truncate(N_NAMED);
+    wrong
+}
+
+pub(super) fn write_page(path: &Path, page: &Page<'_>) -> anyhow::Result<()> {
+    std::fs::write(path, page.to_html()?).with_context(|| path.display().to_string())
 }
 
 /// The report of a lexical baseline trained on `train` on `cases`.
@@ -159,6 +316,24 @@ pub fn read_cases(path: &Path, taxonomy: &Taxonomy) -> anyhow::Result<Vec<Labell
     );
     ensure!(!read.cases.is_empty(), "{}: no cases", path.display());
     Ok(read.cases)
+}
+
+/// The cases figures may be measured on: what `triage select` chose otherwise than by lot would make them
+/// figures on hard or odd cases.
+///
+/// # Errors
+/// When none is left.
+pub fn fair(mut cases: Vec<LabelledCase>) -> anyhow::Result<Vec<LabelledCase>> {
+    let before = cases.len();
+    cases.retain(|it| !it.is_handpicked);
+    if cases.len() < before {
+        eprintln!("{} 条为挑选所得（selected 不是 random），不用于评估", before - cases.len());
+    }
+    ensure!(
+        !cases.is_empty(),
+        "no_fair_cases: every case was chosen by `triage select`; figures need those it chose at random"
+    );
+    Ok(cases)
 }
 
 fn column(types: &LabelSet, case: &LabelledCase) -> anyhow::Result<usize> {
@@ -228,6 +403,17 @@ pub fn table(report: &Report, baseline: Option<&Report>, taxonomy: &Taxonomy) ->
         let name = format!("{zh} {code}");
         line(format!("{}{}{other}", pad(&name, 36), pad(&cell(figure), 24)));
     }
+    if let Some(upper) = report.false_accusation_upper {
+        line(format!("误指造谣率的单侧 95% 上界：{upper:.4}"));
+    }
+    if let Some(details) = &report.details {
+        let risk = details.policy.risk.map_or("—".into(), |it| format!("{it:.3}"));
+        let brier = details.brier.map_or("—".into(), |it| format!("{it:.3}"));
+        line(format!(
+            "Brier {brier}；现行复核规则：直接分派 {:.3}，其中类型有误 {risk}",
+            details.policy.coverage
+        ));
+    }
     if let (Some(coverage), Some(size)) = (report.set_coverage, report.mean_set_size) {
         line(format!("预测集：含正确类型 {coverage:.3}，平均 {size:.2} 类"));
     }
@@ -258,8 +444,39 @@ pub fn table(report: &Report, baseline: Option<&Report>, taxonomy: &Taxonomy) ->
     out
 }
 
+/// What became of the suites, for people.
+pub fn suites_table(suites: &SuiteResults) -> String {
+    use std::fmt::Write;
+    let protection = &suites.protection;
+    let mut out = format!(
+        "\n正当批评 {} 条：被判为造谣 {} 条{}，敏感级别偏高 {} 条{}\n换人不换事（同一句话换成不同的人，最大变化）\n",
+        protection.n,
+        protection.accused.len(),
+        named(&protection.accused),
+        protection.raised.len(),
+        named(&protection.raised),
+    );
+    for (name, it) in &suites.dimensions {
+        let _ = writeln!(
+            out,
+            "{}敏感分 {:.3}  级别 {}  造谣概率 {:.3}  类型改变 {} / {}",
+            pad(dimension_zh(name), 12),
+            it.max_score,
+            it.max_level,
+            it.max_accusation,
+            it.type_changes,
+            it.templates
+        ); // Writing to a string cannot fail.
+    }
+    out
+}
+
+fn named(ids: &[String]) -> String {
+    if ids.is_empty() { String::new() } else { format!("（{}）", ids.join("、")) }
+}
+
 /// `text` filled with spaces to `width` columns; a Chinese character takes two.
-fn pad(text: &str, width: usize) -> String {
+pub(super) fn pad(text: &str, width: usize) -> String {
     let taken: usize = text.chars().map(|it| if u32::from(it) >= 0x2e80 { 2 } else { 1 }).sum();
     format!("{text}{}", " ".repeat(width.saturating_sub(taken).max(1)))
 }

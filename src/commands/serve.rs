@@ -11,6 +11,7 @@ use clap::Args;
 use tokio::net::TcpListener;
 
 use super::load_pipeline;
+use super::watch::Watch;
 use crate::config::{Config, ServeSettings};
 use crate::http::connection::{self, Connections, Tls};
 use crate::http::{Limits, Service, Settings};
@@ -121,10 +122,13 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         start.duration_ms = started.elapsed().as_millis() as u64,
         "ready"
     );
-    service.open(pipeline.clone(), engine.clone());
+    let digest = identity.digest.clone();
+    // No handle on pipeline or engine stays here: the first version must be gone after a swap.
+    service.open(pipeline, engine);
+    let _watch = Watch::start(config, Arc::clone(&service), engine_limits(config), &digest)?;
     server.await??;
     drop(stop);
-    engine.close();
+    service.close();
     tokio::task::spawn_blocking(move || thread.join()).await?;
     tracing::info!("stopped");
     Ok(())
@@ -135,16 +139,19 @@ async fn load(
     config: &Config,
     metrics: Metrics,
 ) -> anyhow::Result<(Arc<Pipeline>, Engine, EngineThread)> {
+    let own = config.clone();
+    let pipeline = tokio::task::spawn_blocking(move || load_pipeline(&own).map(Arc::new)).await??;
+    let (engine, thread) = Engine::start(pipeline.clone(), engine_limits(config), metrics)?;
+    Ok((pipeline, engine, thread))
+}
+
+fn engine_limits(config: &Config) -> EngineLimits {
     let at_least_one = |it| NonZeroUsize::new(it).unwrap_or(NonZeroUsize::MIN);
-    let limits = EngineLimits {
+    EngineLimits {
         max_batch_tokens: at_least_one(config.serve.max_batch_tokens),
         max_waiting_items: at_least_one(config.serve.max_waiting_items),
         ..EngineLimits::default()
-    };
-    let own = config.clone();
-    let pipeline = tokio::task::spawn_blocking(move || load_pipeline(&own).map(Arc::new)).await??;
-    let (engine, thread) = Engine::start(pipeline.clone(), limits, metrics)?;
-    Ok((pipeline, engine, thread))
+    }
 }
 
 /// The certificate chain and private key in these files.

@@ -1,14 +1,16 @@
 //! `triage train`: labelled cases and a base to a bundle, with its metrics and its card.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
-use super::evaluate::{evaluate, read_cases, table};
-use super::{precision, progress_style};
+use super::evaluate::{
+    ask_suites, baseline, evaluate, mistakes, page, read_cases, table, write_page,
+};
+use super::{load_pipeline, precision, progress_style};
 use crate::config::Config;
 use crate::domain::case::LabelledCase;
 use crate::domain::taxonomy::Taxonomy;
@@ -18,7 +20,9 @@ use crate::model::bundle::{
 };
 use crate::model::heads::{HeadSizes, Heads};
 use crate::model::{Base, bundle};
+use crate::page::Page;
 use crate::pipeline::{Pipeline, TextPipeline, segmenter};
+use crate::registry::{Entry, Registry};
 use crate::text::Encoder;
 use crate::training::loss::Target;
 use crate::training::split::split;
@@ -41,6 +45,9 @@ pub struct TrainArgs {
     /// 训练后另行评估的案例，绝不参与训练
     #[arg(long, value_name = "CASES")]
     test: Option<PathBuf>,
+    /// HTML 报告写到哪里 [默认: 模型目录名加 .report.html，与模型目录并列]
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// 模型版本号
     #[arg(long, default_value = "0.1.0")]
     version_name: String,
@@ -208,18 +215,67 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
         parts.validation.iter().map(|&it| cases[it].clone()).collect();
     let on_validation = evaluate(&pipeline, &validation)?;
     let on_test = test.as_deref().map(|it| evaluate(&pipeline, it)).transpose()?;
+    let suites = ask_suites(&pipeline)?;
+    let test_report = on_test.as_ref().map(|it| &it.report);
     bundle.metrics = serde_json::json!({
-        "validation": on_validation, "test": on_test, "history": history,
+        "validation": on_validation.report, "test": test_report, "suites": suites, "history": history,
     });
-    let card = card(&bundle.manifest, &on_validation, on_test.as_ref(), &taxonomy);
+    let card = card(&bundle.manifest, &on_validation.report, test_report, &taxonomy);
     let digest = bundle.save(&args.output, &card)?;
-    for (title, report) in [("验证集", Some(&on_validation)), ("测试集", on_test.as_ref())] {
+    name_candidate(&args.output, &digest, config)?;
+    for (title, report) in [("验证集", Some(&on_validation.report)), ("测试集", test_report)]
+    {
         if let Some(report) = report {
             eprintln!("\n{title}\n{}", table(report, None, &taxonomy));
         }
     }
+    let train_cases: Vec<LabelledCase> = parts.train.iter().map(|&it| cases[it].clone()).collect();
+    let (title, evaluated, on_cases) = match (&on_test, &test) {
+        (Some(evaluated), Some(cases)) => ("训练报告：测试集", evaluated, cases.as_slice()),
+        _ => (
+            "训练报告：验证集（曾用于选轮次与校准，数字偏好）",
+            &on_validation,
+            validation.as_slice(),
+        ),
+    };
+    let lexical = baseline(&train_cases, on_cases, &taxonomy, config)?;
+    let before = compared(config, on_cases)?;
+    let mut others: Vec<(&str, &Report)> = Vec::new();
+    others.extend(before.iter().map(|it| ("现行版本", it)));
+    others.push(("词法基线", &lexical));
+    let mistakes = mistakes(&pipeline, on_cases, &evaluated.answers);
+    let mut page = Page {
+        title: title.into(),
+        others,
+        history: history
+            .iter()
+            .map(|it: &serde_json::Value| {
+                let number = |name: &str| it[name].as_f64().unwrap_or_default() as f32;
+                (number("loss"), number("validation_macro_f1"))
+            })
+            .collect(),
+        ..page(&pipeline, &evaluated.report, &suites, mistakes)
+    };
+    // The pipeline was made before the bundle had its digest.
+    page.model[2] = &digest;
+    let html = args.html.unwrap_or_else(|| args.output.with_added_extension("report.html"));
+    write_page(&html, &page)?;
+    eprintln!("报告：{}", html.display());
     eprintln!("已写入 {}（{digest}）", args.output.display());
     Ok(())
+}
+
+/// The figures of the version served until now on the same cases; none when it has other types or there
+/// is none. It may have been trained on them: then its figures flatter.
+fn compared(config: &Config, cases: &[LabelledCase]) -> anyhow::Result<Option<Report>> {
+    let Ok(served) = load_pipeline(config) else {
+        return Ok(None);
+    };
+    let knows = |it: &LabelledCase| served.type_labels().index_of(&it.label).is_some();
+    if !cases.iter().all(knows) {
+        return Ok(None);
+    }
+    Ok(Some(evaluate(&served, cases)?.report))
 }
 
 fn example(
@@ -242,8 +298,25 @@ fn example(
     Ok(Example { chunks: prepared.chunks, ngrams: prepared.ngrams, target })
 }
 
+/// A version written into the models directory waits there for promotion.
+fn name_candidate(dir: &Path, digest: &str, config: &Config) -> anyhow::Result<()> {
+    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    let Some(name) =
+        dir.file_name().filter(|_| dir.parent().is_some_and(|it| same(it, &config.models)))
+    else {
+        return Ok(());
+    };
+    let entry = Entry { dir: name.to_string_lossy().into_owned(), digest: digest.to_owned() };
+    Registry::new(&config.models).set_candidate(entry)?;
+    eprintln!("已登记为候选版本；`triage models promote --cases CASES` 检验并上线");
+    Ok(())
+}
+
 /// Digest of what the cases say, whatever the file looks like.
-fn file_digest(cases: &[LabelledCase]) -> String {
+pub(super) fn file_digest(cases: &[LabelledCase]) -> String {
     let lines: Vec<String> = cases
         .iter()
         .map(|it| {

@@ -114,4 +114,8 @@ pub struct LabelledCase {
     pub grounds: Option<Vec<String>>,
     /// Where the text came from: a slice for evaluation, never an input of the model.
     pub source: Option<String>,
+    /// Manner of speaking: a slice for evaluation, never an input of the model.
+    pub register: Option<String>,
+    /// Whether it was chosen for labelling otherwise than by lot: then figures on it are no figures.
+    pub is_handpicked: bool,
 }

@@ -1,5 +1,7 @@
 //! Quality of predicted columns against true ones.
 
+use serde::Serialize;
+
 /// Precision, recall and F1 of one label.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LabelScores {
@@ -111,17 +113,100 @@ pub fn expected_calibration_error(scored: &[(f32, bool)], n_bins: usize) -> Opti
     if scored.is_empty() || n_bins == 0 {
         return None;
     }
+    let gap = |bin: Bin| bin.n as f64 * (bin.confidence - bin.accuracy).abs();
+    let total: f64 = reliability(scored, n_bins).into_iter().map(gap).sum();
+    Some(total / scored.len() as f64)
+}
+
+/// One bin of a reliability curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bin {
+    /// Cases in it.
+    pub n: usize,
+    /// Their mean confidence.
+    pub confidence: f64,
+    /// Share of them that was right.
+    pub accuracy: f64,
+}
+
+/// Confidence against accuracy in `n_bins` bins of equal mass, ascending; empty bins are left out.
+/// `scored` holds (confidence, was right).
+pub fn reliability(scored: &[(f32, bool)], n_bins: usize) -> Vec<Bin> {
     let mut sorted = scored.to_vec();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
     let n = sorted.len();
-    let gap = |bin: &[(f32, bool)]| {
-        let confidence: f64 = bin.iter().map(|it| f64::from(it.0)).sum();
-        let hits = bin.iter().filter(|it| it.1).count() as f64;
-        (confidence - hits).abs()
+    (0..n_bins)
+        .map(|it| &sorted[it * n / n_bins..(it + 1) * n / n_bins])
+        .filter(|bin| !bin.is_empty())
+        .map(|bin| Bin {
+            n: bin.len(),
+            confidence: bin.iter().map(|it| f64::from(it.0)).sum::<f64>() / bin.len() as f64,
+            accuracy: bin.iter().filter(|it| it.1).count() as f64 / bin.len() as f64,
+        })
+        .collect()
+}
+
+/// Squared distance between the probabilities and the truth, summed over the labels: 0 is best, 2 is
+/// worst. None without cases.
+///
+/// Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
+pub fn brier(scored: &[(&[f32], usize)]) -> Option<f64> {
+    let of_case = |(probabilities, truth): &(&[f32], usize)| -> f64 {
+        let gap = |(idx, p): (usize, &f32)| f64::from(*p) - f64::from(u8::from(idx == *truth));
+        probabilities.iter().enumerate().map(|it| gap(it).powi(2)).sum()
     };
-    let total: f64 =
-        (0..n_bins).map(|it| gap(&sorted[it * n / n_bins..(it + 1) * n / n_bins])).sum();
-    Some(total / n as f64)
+    (!scored.is_empty()).then(|| scored.iter().map(of_case).sum::<f64>() / scored.len() as f64)
+}
+
+/// Area under the precision-recall steps: mean precision at each true case, best score first. Equal
+/// scores count as one step, so that the order of the cases does not matter. `scored` holds (score, is
+/// true); none when nothing is true.
+pub fn average_precision(scored: &[(f32, bool)]) -> Option<f64> {
+    let n_true = scored.iter().filter(|it| it.1).count();
+    let mut sorted = scored.to_vec();
+    sorted.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let (mut area, mut seen, mut hits) = (0.0, 0, 0);
+    for step in sorted.chunk_by(|a, b| a.0 == b.0) {
+        let new = step.iter().filter(|it| it.1).count();
+        (seen, hits) = (seen + step.len(), hits + new);
+        area += new as f64 * hits as f64 / seen as f64;
+    }
+    (n_true > 0).then(|| area / n_true as f64)
+}
+
+/// One-sided upper bound of a share of which `k` of `n` cases were seen: with probability `1 - alpha`
+/// the true share is not above it. 1 without cases.
+///
+/// Source: Clopper and Pearson 1934, "The use of confidence or fiducial limits".
+pub fn clopper_pearson_upper(k: usize, n: usize, alpha: f64) -> f64 {
+    if k >= n {
+        return 1.0;
+    }
+    // The share at which seeing k or fewer has probability alpha; that probability falls as it grows.
+    let (mut low, mut high) = (k as f64 / n as f64, 1.0);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if binomial_cdf(k, n, middle) > alpha { low = middle } else { high = middle }
+    }
+    high
+}
+
+/// Probability of `k` or fewer of `n` at share `p`, in logarithms, so that large `n` do not underflow.
+fn binomial_cdf(k: usize, n: usize, p: f64) -> f64 {
+    if p >= 1.0 {
+        return if k >= n { 1.0 } else { 0.0 };
+    }
+    if p <= 0.0 {
+        return 1.0;
+    }
+    let odds = (p / (1.0 - p)).ln();
+    let mut log_term = n as f64 * (1.0 - p).ln();
+    let mut total = log_term.exp();
+    for idx in 0..k {
+        log_term += ((n - idx) as f64 / (idx + 1) as f64).ln() + odds;
+        total += log_term.exp();
+    }
+    total.min(1.0)
 }
 
 #[cfg(test)]
@@ -164,7 +249,42 @@ mod tests {
     }
 
     #[test]
+    fn brier_reliability_and_average_precision_equal_hand_counts() {
+        let (sure, unsure) = ([1.0, 0.0], [0.5, 0.5]);
+        assert_near(brier(&[(&sure, 0), (&sure, 1), (&unsure, 0)]), (0.0 + 2.0 + 0.5) / 3.0);
+        let bins = reliability(&[(0.9, true), (0.5, false), (0.7, true), (0.9, false)], 2);
+        assert_eq!((bins[0].n, bins[0].accuracy, bins[1].accuracy), (2, 0.5, 0.5));
+        assert!((bins[1].confidence - 0.9).abs() < 1e-6);
+        let scored = [(0.9, true), (0.8, false), (0.7, true), (0.1, false)];
+        assert_near(average_precision(&scored), (1.0 + 2.0 / 3.0) / 2.0);
+        // All alike: as good as chance, in whatever order they come.
+        assert_near(average_precision(&[(0.5, true), (0.5, false)]), 0.5);
+        assert_near(average_precision(&[(0.5, false), (0.5, true)]), 0.5);
+    }
+
+    #[test]
+    fn upper_bounds_equal_the_tables() {
+        // No event: 1 - alpha^(1/n); the rest by exact sums and bisection in Python.
+        let cases = [
+            (0, 100, 1.0 - 0.05_f64.powf(0.01)),
+            (0, 1497, 1.0 - 0.05_f64.powf(1.0 / 1497.0)),
+            (1, 10, 0.394_163),
+            (5, 50, 0.198_833),
+            (10, 10, 1.0),
+        ];
+        for (k, n, expected) in cases {
+            let actual = clopper_pearson_upper(k, n, 0.05);
+            assert!((actual - expected).abs() < 1e-4, "{k} of {n}: {actual} {expected}");
+        }
+        assert!((clopper_pearson_upper(100_000, 1_000_000, 0.05) - 0.1005).abs() < 1e-4);
+        assert_eq!(clopper_pearson_upper(0, 0, 0.05), 1.0);
+    }
+
+    #[test]
     fn no_cases_give_no_number() {
+        assert_eq!(brier(&[]), None);
+        assert_eq!(average_precision(&[(0.5, false)]), None);
+        assert!(reliability(&[], 15).is_empty());
         assert_eq!(accuracy(&[], &[]), None);
         assert_eq!(macro_f1(&[], &[], 3), None);
         assert_eq!(expected_calibration_error(&[], 15), None);

@@ -6,11 +6,14 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
+use super::details::Details;
 use super::metrics;
 use crate::domain::label::LabelSet;
 
 const N_RESAMPLES: usize = 1000;
-const N_BINS: usize = 15;
+pub(super) const N_BINS: usize = 15;
+/// Chance that a one-sided bound is wrong.
+const ALPHA: f64 = 0.05;
 /// Types whose authors must not be called rumour-mongers.
 const PROTECTED: [&str; 3] = ["problem", "sensitive", "suggestion"];
 
@@ -53,6 +56,9 @@ pub struct TypeScores {
     pub recall: f64,
     /// Their harmonic mean.
     pub f1: f64,
+    /// 95 % intervals of the three, in the same order; none without cases of the type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intervals: Option<[[f64; 2]; 3]>,
 }
 
 /// Everything that is said about a model's quality. Figures that the cases cannot give are `None`.
@@ -68,6 +74,8 @@ pub struct Report {
     pub emergency_recall: Option<Estimate>,
     /// Share of true problem, sensitive and suggestion items called `disputed_claim`.
     pub false_accusation_rate: Option<Estimate>,
+    /// One-sided 95 % upper bound of that share (Clopper-Pearson): what few cases cannot rule out.
+    pub false_accusation_upper: Option<f64>,
     /// Quadratic-weighted kappa of the level.
     pub level_kappa: Option<Estimate>,
     /// Expected calibration error of the type, 15 bins of equal mass.
@@ -80,6 +88,9 @@ pub struct Report {
     pub types: Vec<TypeScores>,
     /// Counts `[truth][predicted]`, in the order of `types`.
     pub confusion: Vec<Vec<usize>>,
+    /// What needs more than the top type of each case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Details>,
 }
 
 impl Report {
@@ -119,6 +130,11 @@ impl Report {
             metrics::expected_calibration_error(&scored, N_BINS)
         };
         let all: Vec<&Outcome> = outcomes.iter().collect();
+        let accusations = disputed.map(|disputed| {
+            let at_risk = || outcomes.iter().filter(|it| protected.contains(&it.label));
+            (at_risk().filter(|it| it.predicted == disputed).count(), at_risk().count())
+        });
+        let intervals = type_intervals(&all, types.len());
         let (truth, predicted) = columns(&all);
         let scores = metrics::label_scores(&truth, &predicted, types.len());
         let sets: Vec<(usize, bool)> = outcomes.iter().filter_map(|it| it.set).collect();
@@ -129,22 +145,27 @@ impl Report {
             macro_f1: estimate(&all, macro_f1),
             emergency_recall: estimate(&all, emergency_recall),
             false_accusation_rate: estimate(&all, false_accusation),
+            false_accusation_upper: accusations
+                .filter(|it| it.1 > 0)
+                .map(|(k, n)| metrics::clopper_pearson_upper(k, n, ALPHA)),
             level_kappa: estimate(&all, kappa),
             type_ece: estimate(&all, ece),
             set_coverage: mean(sets.iter().filter(|it| it.1).count()),
             mean_set_size: mean(sets.iter().map(|it| it.0).sum()),
             types: types
                 .codes()
-                .zip(&scores)
-                .map(|(code, it)| TypeScores {
+                .zip(scores.iter().zip(intervals))
+                .map(|(code, (it, intervals))| TypeScores {
                     code: code.to_owned(),
                     support: it.support,
                     precision: it.precision,
                     recall: it.recall,
                     f1: it.f1,
+                    intervals,
                 })
                 .collect(),
             confusion: metrics::confusion_matrix(&truth, &predicted, types.len()),
+            details: None,
         }
     }
 
@@ -159,6 +180,31 @@ impl Report {
             ("type_ece", self.type_ece),
         ]
     }
+}
+
+/// Intervals of precision, recall and F1 of each type, over the same resamples as every other figure.
+fn type_intervals(all: &[&Outcome], n_types: usize) -> Vec<Option<[[f64; 2]; 3]>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut values = vec![[const { Vec::new() }; 3]; n_types];
+    for _ in 0..N_RESAMPLES {
+        let sample = all.iter().map(|_| all[rng.random_range(0..all.len())]);
+        let (truth, predicted): (Vec<_>, Vec<_>) =
+            sample.map(|it| (it.label, it.predicted)).unzip();
+        for (values, it) in
+            values.iter_mut().zip(metrics::label_scores(&truth, &predicted, n_types))
+        {
+            if it.support > 0 {
+                let scores = [it.precision, it.recall, it.f1];
+                values.iter_mut().zip(scores).for_each(|(values, it)| values.push(it));
+            }
+        }
+    }
+    let interval = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+        (!values.is_empty()).then(|| [at(0.025), at(0.975)])
+    };
+    values.into_iter().map(|[a, b, c]| Some([interval(a)?, interval(b)?, interval(c)?])).collect()
 }
 
 fn estimate(all: &[&Outcome], figure: impl Fn(&[&Outcome]) -> Option<f64>) -> Option<Estimate> {
@@ -203,6 +249,17 @@ mod tests {
         assert!((value(report.false_accusation_rate) - 0.5).abs() < 1e-9);
         assert_eq!(report.set_coverage, Some(0.6));
         assert_eq!(report.confusion[0], [20, 0, 20]);
+        for it in &report.types {
+            for (value, [low, high]) in
+                [it.precision, it.recall, it.f1].into_iter().zip(it.intervals.unwrap())
+            {
+                assert!(low <= value && value <= high, "{}: {low} {value} {high}", it.code);
+            }
+        }
+        // 20 of 40: the bound lies above the share, and further above it with fewer cases.
+        let upper = report.false_accusation_upper.unwrap();
+        let few = Report::new(&outcomes[..10], &types, 4).false_accusation_upper.unwrap();
+        assert!(0.5 < upper && upper < few, "{upper} {few}");
         for (name, figure) in report.figures() {
             let Estimate { value, low, high } = figure.unwrap();
             assert!(low < high && low <= value && value <= high, "{name}: {low} {value} {high}");

@@ -12,3 +12,4 @@ mod info;
 mod logs;
 mod observed;
 mod stress;
+mod swap;

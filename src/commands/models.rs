@@ -1,0 +1,422 @@
+//! `triage models`: versions, what is in production, and the way there and back.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::evaluate::{Evaluated, ask_suites, evaluate, fair, pad, read_cases};
+use super::load_version;
+use super::train::file_digest;
+use crate::config::Config;
+use crate::domain::case::{CaseText, LabelledCase};
+use crate::domain::taxonomy::Taxonomy;
+use crate::evaluation::gate::{Assessment, Gate, Margins, gates};
+use crate::evaluation::migration::Migration;
+use crate::model::Bundle;
+use crate::model::bundle::sha256;
+use crate::pipeline::Pipeline;
+use crate::registry::{Aliases, Entry, LOG, Registry};
+use crate::suites::Suites;
+
+/// What to do with the models directory.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// 列出各版本及其用途
+    List(ListArgs),
+    /// 查看一个版本：怎样训练、质量如何、何时上线
+    Show(ShowArgs),
+    /// 检验候选版本，全部通过才上线
+    Promote(PromoteArgs),
+    /// 退回上一个版本
+    Rollback(RollbackArgs),
+    /// 校验各版本的文件是否完好、能否使用
+    Verify(VerifyArgs),
+}
+
+/// Arguments of `triage models list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// 输出 JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `triage models show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// 版本（目录名），或 production、previous、candidate
+    version: String,
+}
+
+/// Arguments of `triage models promote`.
+#[derive(Debug, Args)]
+pub struct PromoteArgs {
+    /// 版本（目录名）[默认: 候选版本]
+    version: Option<String>,
+    /// 用这些案例同时评估候选版本与现行版本；两者都不得用它们训练过
+    #[arg(long, value_name = "CASES")]
+    cases: PathBuf,
+    /// 各类 F1 最多可低于现行版本多少
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().f1)]
+    f1_margin: f64,
+    /// 突发召回率最多可低多少
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().emergency_recall)]
+    recall_margin: f64,
+    /// 误指造谣率最多可高多少
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().false_accusation)]
+    accusation_margin: f64,
+    /// 误指造谣率的单侧 95% 上界不得超过多少，无论现行版本如何
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().max_false_accusation_upper)]
+    max_accusation_upper: f64,
+    /// 正当批评被判为造谣、或敏感级别偏高的比例最多可高多少
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().criticism)]
+    criticism_margin: f64,
+    /// 校准误差 ECE 最多可高多少
+    #[arg(long, value_name = "SHARE", default_value_t = Margins::default().ece)]
+    ece_margin: f64,
+    /// 只检验，不上线
+    #[arg(long)]
+    dry_run: bool,
+    /// 输出 JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `triage models rollback`.
+#[derive(Debug, Args)]
+pub struct RollbackArgs {}
+
+/// Arguments of `triage models verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// 版本（目录名）[默认: 全部]
+    version: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the registry or a version cannot be used, or a gate stays closed.
+pub fn run(command: ModelsCommand, config: &Config) -> anyhow::Result<()> {
+    let registry = Registry::new(&config.models);
+    match command {
+        ModelsCommand::List(args) => list(&args, &registry),
+        ModelsCommand::Show(args) => show(&args, &registry),
+        ModelsCommand::Promote(args) => promote(&args, &registry, config),
+        ModelsCommand::Rollback(_) => rollback(&registry),
+        ModelsCommand::Verify(args) => verify(&args, &registry, config),
+    }
+}
+
+/// Takes the registry's production for the model, when there is one and nobody named another.
+///
+/// # Errors
+/// When the registry names a version that is not there or was changed: to serve another one unasked
+/// would hide it.
+pub fn use_production(config: &mut Config) -> anyhow::Result<()> {
+    if config.is_model_named {
+        return Ok(());
+    }
+    let production = Registry::new(&config.models).production().context(
+        "the version in production; `triage models rollback` goes back to the one before",
+    )?;
+    if let Some(dir) = production {
+        config.model = dir;
+    }
+    Ok(())
+}
+
+fn aliases_of(aliases: &Aliases, dir: &str) -> Vec<&'static str> {
+    [
+        ("production", &aliases.production),
+        ("previous", &aliases.previous),
+        ("candidate", &aliases.candidate),
+    ]
+    .into_iter()
+    .filter(|it| it.1.as_ref().is_some_and(|it| it.dir == dir))
+    .map(|it| it.0)
+    .collect()
+}
+
+fn macro_f1(bundle: &Bundle) -> Option<f64> {
+    let of = |part: &str| bundle.metrics.pointer(&format!("/{part}/macro_f1/value"))?.as_f64();
+    of("test").or_else(|| of("validation"))
+}
+
+fn list(args: &ListArgs, registry: &Registry) -> anyhow::Result<()> {
+    let aliases = registry.aliases()?;
+    let versions = registry.versions()?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        let rows: Vec<_> = versions
+            .iter()
+            .map(|it| match &it.bundle {
+                Ok(bundle) => json!({
+                    "dir": it.dir,
+                    "aliases": aliases_of(&aliases, &it.dir),
+                    "version": bundle.manifest.version,
+                    "digest": bundle.digest,
+                    "macro_f1": macro_f1(bundle),
+                }),
+                Err(error) => json!({
+                    "dir": it.dir,
+                    "aliases": aliases_of(&aliases, &it.dir),
+                    "error": error.to_string(),
+                }),
+            })
+            .collect();
+        writeln!(out, "{:#}", json!({ "generation": aliases.generation, "versions": rows }))?;
+        return Ok(());
+    }
+    for it in &versions {
+        let names = aliases_of(&aliases, &it.dir).join(" ");
+        match &it.bundle {
+            Ok(bundle) => {
+                let f1 = macro_f1(bundle).map_or("—".into(), |it| format!("{it:.3}"));
+                writeln!(
+                    out,
+                    "{}{}{}宏平均 F1 {}{names}",
+                    pad(&it.dir, 24),
+                    pad(&bundle.manifest.version, 12),
+                    pad(bundle.digest.get(..19).unwrap_or_default(), 21),
+                    pad(&f1, 8)
+                )?;
+            }
+            Err(error) => writeln!(out, "{}不可用：{error} {names}", pad(&it.dir, 24))?,
+        }
+    }
+    if aliases.production.is_none() {
+        writeln!(out, "尚无上线记录，默认使用随程序附带的模型")?;
+    }
+    Ok(())
+}
+
+/// The directory of a version or of an alias.
+fn resolve(name: &str, registry: &Registry) -> anyhow::Result<String> {
+    let aliases = registry.aliases()?;
+    let found = match name {
+        "production" => aliases.production,
+        "previous" => aliases.previous,
+        "candidate" => aliases.candidate,
+        dir => return Ok(dir.to_owned()),
+    };
+    let entry = found
+        .with_context(|| format!("no_{name}: the registry names no {name} version; `triage models list` shows what there is"))?;
+    Ok(entry.dir)
+}
+
+fn show(args: &ShowArgs, registry: &Registry) -> anyhow::Result<()> {
+    let dir = resolve(&args.version, registry)?;
+    let (entry, bundle) = registry.check(&dir)?;
+    let log = std::fs::read_to_string(registry.dir().join(LOG)).unwrap_or_default();
+    let history: Vec<serde_json::Value> = log
+        .lines()
+        .filter_map(|it| serde_json::from_str(it).ok())
+        .filter(|it: &serde_json::Value| {
+            ["from", "to"].iter().any(|side| it[side]["digest"] == entry.digest.as_str())
+        })
+        .map(|it| {
+            json!({
+                "at_unix_seconds": it["at_unix_seconds"], "action": it["action"],
+                "from": it["from"], "to": it["to"],
+            })
+        })
+        .collect();
+    let shown = json!({
+        "dir": entry.dir,
+        "digest": entry.digest,
+        "aliases": aliases_of(&registry.aliases()?, &dir),
+        "bundle": bundle.manifest,
+        "metrics": bundle.metrics,
+        "history": history,
+    });
+    writeln!(std::io::stdout().lock(), "{shown:#}")?;
+    Ok(())
+}
+
+fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
+    let name = args.version.as_deref().unwrap_or("candidate");
+    let (entry, candidate_bundle) = registry.check(&resolve(name, registry)?)?;
+    let production_dir = registry.production()?.unwrap_or_else(|| config.shipped_model());
+    let load = |dir: &Path| load_version(dir, config).with_context(|| dir.display().to_string());
+    let candidate = load(&registry.path(&entry))?;
+    let production = load(&production_dir)
+        .context("a candidate is only promoted over a version it can be compared with")?;
+    ensure!(
+        production.identity().digest != entry.digest,
+        "already_production: {} is in production; nothing to promote",
+        entry.dir
+    );
+    let production_bundle = Bundle::load(&production_dir)?;
+    let all = read_cases(&args.cases, &Taxonomy::embedded())?;
+    let whole_digest = file_digest(&all);
+    let cases = fair(all)?;
+    let (old, old_assessment) = assess(&production, &production_bundle, &cases, &whole_digest)?;
+    let (new, new_assessment) = assess(&candidate, &candidate_bundle, &cases, &whole_digest)?;
+    let margins = Margins {
+        f1: args.f1_margin,
+        emergency_recall: args.recall_margin,
+        false_accusation: args.accusation_margin,
+        max_false_accusation_upper: args.max_accusation_upper,
+        criticism: args.criticism_margin,
+        ece: args.ece_margin,
+    };
+    let gates = gates(&old_assessment, &new_assessment, &margins)?;
+    let pairs = cases.iter().zip(old.answers.iter().zip(&new.answers));
+    let migration = Migration::new(
+        pairs.map(|(case, (old, new))| (case.id.as_str(), old, new)),
+        production.type_labels(),
+    );
+    let closed: Vec<&Gate> = gates.iter().filter(|it| !it.passed).collect();
+    let evidence = json!({
+        "cases": { "n": cases.len(), "digest": new_assessment.cases_digest },
+        "suite_digest": new_assessment.suite_digest,
+        "margins": margins,
+        "gates": gates,
+        "migration": migration,
+    });
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{evidence:#}")?;
+    } else {
+        write!(out, "{}", gates_table(&gates))?;
+        write!(out, "{}", migration_table(&migration))?;
+    }
+    if !closed.is_empty() {
+        let reasons: Vec<String> = closed.iter().map(|it| it.describe()).collect();
+        bail!(
+            "gate_closed: {} of {} gates stay closed, production is unchanged; {}",
+            closed.len(),
+            gates.len(),
+            reasons.join("; ")
+        );
+    }
+    if args.dry_run {
+        eprintln!("全部通过；未上线（--dry-run）");
+        return Ok(());
+    }
+    let before = inside(registry, &production_dir, &production.identity().digest);
+    registry.promote(&entry, before, &evidence)?;
+    eprintln!("{} 已上线；`triage models rollback` 可退回", entry.dir);
+    Ok(())
+}
+
+/// The entry of a bundle that lies in the models directory; the shipped one may lie elsewhere.
+fn inside(registry: &Registry, dir: &Path, digest: &str) -> Option<Entry> {
+    let name = dir.file_name()?.to_str()?;
+    let is_inside = registry.dir().join(name).canonicalize().ok()? == dir.canonicalize().ok()?;
+    is_inside.then(|| Entry { dir: name.to_owned(), digest: digest.to_owned() })
+}
+
+fn assess(
+    pipeline: &Pipeline,
+    bundle: &Bundle,
+    cases: &[LabelledCase],
+    cases_digest: &str,
+) -> anyhow::Result<(Evaluated, Assessment)> {
+    let evaluated = evaluate(pipeline, cases)?;
+    let assessment = Assessment {
+        cases_digest: cases_digest.to_owned(),
+        suite_digest: sha256(&Suites::embedded_bytes()),
+        training_digest: bundle.manifest.training.data_digest.clone(),
+        report: evaluated.report.clone(),
+        protection: ask_suites(pipeline)?.protection,
+    };
+    Ok((evaluated, assessment))
+}
+
+fn gates_table(gates: &[Gate]) -> String {
+    let mut out = format!(
+        "{}{}{}{}结果\n",
+        pad("检验", 28),
+        pad("现行", 10),
+        pad("候选", 10),
+        pad("界限", 10)
+    );
+    let show = |it: Option<f64>| pad(&it.map_or("—".into(), |it| format!("{it:.4}")), 10);
+    for it in gates {
+        let result = match it.missed_by {
+            _ if it.passed => "通过".to_owned(),
+            Some(gap) => format!("不通过，差 {gap:.4}"),
+            None => "不通过，缺此数".to_owned(),
+        };
+        let figures = [it.production, it.candidate, it.limit].map(show).concat();
+        out += &format!("{}{figures}{result}\n", pad(&it.name, 28));
+    }
+    out
+}
+
+fn migration_table(it: &Migration) -> String {
+    let mut out = format!(
+        "\n{} 条中 {} 条的类型改变；不再需人工 {} 条，新需人工 {} 条；敏感分平均变化 {:+.4}\n类型迁移（行：现行，列：候选）\n",
+        it.n, it.n_flipped, it.review[0], it.review[1], it.mean_score_change
+    );
+    for (code, row) in it.types.iter().zip(&it.flips) {
+        let counts: String = row.iter().map(|it| format!("{it:>6}")).collect();
+        out += &format!("{}{counts}\n", pad(code, 18));
+    }
+    out += "变化最大的案例\n";
+    for it in &it.most_changed {
+        out += &format!(
+            "{}{}{} → {}  概率移动 {:.2}  敏感分 {:+.2}\n",
+            pad(&it.id, 24),
+            pad(&format!("（{}）", it.label), 20),
+            it.from,
+            it.to,
+            it.moved,
+            it.score_change
+        );
+    }
+    out
+}
+
+fn rollback(registry: &Registry) -> anyhow::Result<()> {
+    match registry.rollback()? {
+        Some(entry) => eprintln!("已退回 {}（{}）", entry.dir, entry.digest),
+        None => eprintln!("已退回随程序附带的模型"),
+    }
+    Ok(())
+}
+
+fn verify(args: &VerifyArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
+    let names = match &args.version {
+        Some(name) => vec![resolve(name, registry)?],
+        None => registry.versions()?.into_iter().map(|it| it.dir).collect(),
+    };
+    let mut n_broken = 0;
+    let mut out = std::io::stdout().lock();
+    for name in &names {
+        match usable(registry, name, config) {
+            Ok(digest) => writeln!(out, "{}完好 {digest}", pad(name, 24))?,
+            Err(error) => {
+                n_broken += 1;
+                writeln!(out, "{}不可用：{error:#}", pad(name, 24))?;
+            }
+        }
+    }
+    let aliases = registry.aliases()?;
+    for entry in [&aliases.production, &aliases.previous, &aliases.candidate].into_iter().flatten()
+    {
+        if let Err(error) = registry.check_entry(entry) {
+            n_broken += 1;
+            writeln!(out, "登记的 {} 不可用：{error}", entry.dir)?;
+        }
+    }
+    ensure!(
+        n_broken == 0,
+        "broken_versions: {n_broken} problems, named above; copy the bundles again or remove them"
+    );
+    Ok(())
+}
+
+/// Whole is not enough: the labels must be explained and a text must get an answer.
+fn usable(registry: &Registry, name: &str, config: &Config) -> anyhow::Result<String> {
+    let (entry, _) = registry.check(name)?;
+    let pipeline = load_version(&registry.path(&entry), config)?;
+    let prepared = pipeline.prepare(&CaseText::parse("路灯坏了")?)?;
+    pipeline.predict(&[&prepared])?.pop().context("the model gave no result")?;
+    Ok(entry.digest)
+}
