@@ -33,11 +33,15 @@ import shutil
 import time
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
 
 MASK_SHARE = 0.2
 POOLED_WEIGHT = 0.3
@@ -430,11 +434,6 @@ def main():
 
 def curve(rows, output):
     """The loss curve as `curve.csv` and `curve.png`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     with (output / "curve.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
