@@ -96,6 +96,31 @@ fn a_wrong_setting_stops_the_start_and_names_the_right_one() {
 }
 
 #[test]
+fn a_new_key_is_shown_once_and_its_line_does_not_give_it_away() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["keys", "new", "console", "--role", "classify,operate"];
+    let made = triage(home.path(), &args, b"");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let (line, talk) = (text(&made.stdout), text(&made.stderr));
+    let key = talk.lines().find(|it| it.starts_with("triage_")).unwrap();
+    assert!(!line.contains(&key["triage_".len()..]), "{line}");
+    std::fs::write(home.path().join("keys.toml"), &line).unwrap();
+    let keys = opinion_triage::keys::KeysFile::load(&home.path().join("keys.toml")).unwrap();
+    assert_eq!(keys.current().find(key).unwrap().name, "console");
+
+    for (args, message) in [
+        (&["keys", "new", "a b", "--role", "classify"][..], "name"),
+        (&["serve", "--port", "0", "--keys", "none.toml"], "none.toml"),
+        (&["serve", "--port", "0", "--tls-cert", "none.pem", "--tls-key", "none.pem"], "none.pem"),
+    ] {
+        let output = triage(home.path(), args, b"");
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(text(&output.stderr).contains(message), "{args:?}: {}", text(&output.stderr));
+    }
+    assert_eq!(triage(home.path(), &["keys", "new", "a"], b"").status.code(), Some(2));
+}
+
+#[test]
 fn score_keeps_order_and_rows_and_names_every_error() {
     let home = tempfile::tempdir().unwrap();
     let rows = "{\"id\":\"a\",\"text\":\"路灯坏了\"}\n{\"id\":\"b\"}\nnonsense\n{\"id\":\"d\",\"text\":\"谢谢\"}\n";

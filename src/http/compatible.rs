@@ -12,7 +12,10 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+
 use crate::domain::author::is_author_field;
+use crate::domain::case::MAX_TEXT_CHARS;
 use crate::reply::ClassifiedItem;
 
 /// The name our model goes by in protocols that name one.
@@ -73,6 +76,27 @@ fn fields(value: Value, known: &[&str], at: &str) -> Result<Map<String, Value>, 
         }
     }
     Ok(fields)
+}
+
+/// # Errors
+/// [`ApiError::Semantic`] when the field `name` of `fields` is there and no object.
+fn skip_object(fields: &mut Map<String, Value>, name: &str, at: &str) -> Result<(), ApiError> {
+    match fields.remove(name) {
+        None | Some(Value::Null | Value::Object(_)) => Ok(()),
+        Some(_) => {
+            let detail = format!("`{name}` is an object, or left out");
+            Err(semantic("wrong_type", detail, format!("{at}/{name}")))
+        }
+    }
+}
+
+/// A text, for the contract: with something visible in it.
+fn text_schema() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .min_length(Some(1))
+        .max_length(Some(MAX_TEXT_CHARS))
+        .pattern(Some(r"\S"))
 }
 
 /// The flag `name` of `fields`; false when absent or null.

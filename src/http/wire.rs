@@ -23,6 +23,7 @@ const MAX_EVIDENCE_ITEMS: usize = 8;
 
 /// `POST /v1/classify`.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ClassifyRequest {
     /// What to classify; at least one.
     #[schema(min_items = 1)]
@@ -30,7 +31,7 @@ pub struct ClassifyRequest {
     /// Parts of the reply that are left out unless asked for.
     pub include: Option<Vec<Include>>,
     /// Milliseconds after which the answer is of no use.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 60_000)]
     pub deadline_ms: Option<u64>,
     /// Who waits: a person (when absent) or a job, which lets persons go first. Also as header `X-Triage-Lane`.
     pub lane: Option<LaneName>,
@@ -48,6 +49,7 @@ pub enum LaneName {
 
 /// One text. Fields that name or describe its author are refused.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Item {
     /// The caller's name for it, unique in the request.
     #[schema(min_length = 1, max_length = 128, example = "a1")]

@@ -8,6 +8,7 @@ mod classify;
 mod compatible;
 mod contract;
 mod helpers;
+mod hostile;
 mod info;
 mod logs;
 mod observed;

@@ -10,9 +10,11 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header::HeaderName};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
-use super::{MODEL, Scored, Scores, fields, ranked, semantic};
+use super::{MODEL, Scored, Scores, fields, flag, ranked, semantic, text_schema};
 use crate::http::Service;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
@@ -21,35 +23,50 @@ use crate::http::error::ApiError;
 
 /// A text-classification request.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ClassificationRequest {
     /// A text, or several.
     pub inputs: ClassificationInput,
     /// How to answer.
     pub parameters: Option<Parameters>,
-    /// `use_cache`, `wait_for_model`: accepted and without effect.
-    #[schema(value_type = Option<Object>)]
-    pub options: Option<Value>,
+    /// Accepted and without effect.
+    pub options: Option<Options>,
 }
 
 /// A text, or several.
-#[derive(Debug, ToSchema)]
-#[serde(untagged)]
-pub enum ClassificationInput {
-    /// One text.
-    Text(String),
-    /// Several texts.
-    Texts(Vec<String>),
+#[derive(Debug)]
+pub struct ClassificationInput;
+
+impl PartialSchema for ClassificationInput {
+    fn schema() -> RefOr<Schema> {
+        let several = ArrayBuilder::new().items(text_schema()).min_items(Some(1));
+        let schema = OneOfBuilder::new().item(text_schema()).item(several);
+        schema.description(Some("A text, or several.")).into()
+    }
 }
+
+impl ToSchema for ClassificationInput {}
 
 /// How to answer.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Parameters {
     /// Labels shown; all when absent.
     #[schema(minimum = 1)]
-    pub top_k: Option<u64>,
+    pub top_k: Option<i64>,
     /// `softmax` for calibrated probabilities (when absent), `sigmoid`, or `none` for uncalibrated scores.
-    #[schema(example = "softmax")]
+    #[schema(example = "softmax", pattern = "^(softmax|sigmoid|none)$")]
     pub function_to_apply: Option<String>,
+}
+
+/// Options of Hugging Face's own service.
+#[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Without effect.
+    pub use_cache: Option<bool>,
+    /// Without effect.
+    pub wait_for_model: Option<bool>,
 }
 
 /// Its error.
@@ -130,7 +147,13 @@ fn parse(bytes: &[u8]) -> Result<(Vec<Submitted>, Asked), ApiError> {
     let mut fields_ = fields(body::json(bytes)?, &["inputs", "parameters", "options"], "")?;
     match fields_.remove("options") {
         None | Some(Value::Null) => {}
-        Some(options) => drop(fields(options, &["use_cache", "wait_for_model"], "/options")?),
+        Some(options) => {
+            let known = ["use_cache", "wait_for_model"];
+            let mut options = fields(options, &known, "/options")?;
+            for name in known {
+                flag(&mut options, name)?;
+            }
+        }
     }
     let asked = match fields_.remove("parameters") {
         None | Some(Value::Null) => Asked { top_k: usize::MAX, scores: Scores::default() },
@@ -155,7 +178,7 @@ fn parameters(value: Value) -> Result<Asked, ApiError> {
     let mut fields = fields(value, &["top_k", "function_to_apply"], "/parameters")?;
     let top_k = match fields.remove("top_k") {
         None | Some(Value::Null) => usize::MAX,
-        Some(it) => match it.as_u64() {
+        Some(it) => match it.as_i64() {
             Some(it) if it > 0 => usize::try_from(it).unwrap_or(usize::MAX),
             _ => {
                 let detail = "`top_k` is a whole number from 1 on".to_owned();

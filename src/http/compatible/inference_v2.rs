@@ -16,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{MODEL, fields, semantic};
+use super::{MODEL, fields, semantic, skip_object};
 use crate::http::Service;
 use crate::http::answer::{Answer, Submitted, all_or_none};
 use crate::http::body::{self, Media};
@@ -96,8 +96,10 @@ pub struct TensorMetadata {
 
 /// Texts to classify.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct InferRequest {
     /// The caller's name for the request.
+    #[schema(max_length = 128)]
     pub id: Option<String>,
     /// Accepted and without effect.
     #[schema(value_type = Option<Object>)]
@@ -111,14 +113,16 @@ pub struct InferRequest {
 
 /// The texts.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct InputTensor {
     /// Always `text`.
-    #[schema(example = "text")]
+    #[schema(example = "text", pattern = "^text$")]
     pub name: String,
     /// Number of texts: `[n]` or `[n, 1]`.
+    #[schema(min_items = 1, max_items = 2)]
     pub shape: Vec<u64>,
     /// Always `BYTES`.
-    #[schema(example = "BYTES")]
+    #[schema(example = "BYTES", pattern = "^BYTES$")]
     pub datatype: String,
     /// `binary_data_size` when the texts come after the JSON.
     #[schema(value_type = Option<Object>)]
@@ -129,9 +133,10 @@ pub struct InputTensor {
 
 /// An output wanted.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct OutputWanted {
     /// `label` or `probabilities`.
-    #[schema(example = "label")]
+    #[schema(example = "label", pattern = "^(label|probabilities)$")]
     pub name: String,
     /// Accepted and without effect: replies are JSON.
     #[schema(value_type = Option<Object>)]
@@ -386,6 +391,7 @@ fn parse(bytes: &[u8], json_bytes: Option<usize>) -> Result<(Vec<Submitted>, Ask
             return Err(semantic("invalid_id", detail, "/id".into()));
         }
     };
+    skip_object(&mut request, "parameters", "")?;
     let outputs = outputs(request.remove("outputs"))?;
     let Some(Value::Array(mut inputs)) = request.remove("inputs") else { return Err(wrong("")) };
     let input = inputs.pop().filter(|_| inputs.is_empty()).ok_or_else(|| wrong(""))?;
@@ -400,6 +406,7 @@ fn parse(bytes: &[u8], json_bytes: Option<usize>) -> Result<(Vec<Submitted>, Ask
     let n_texts = n_texts(&input).ok_or_else(|| wrong("/shape"))?;
     let texts = match input.remove("data") {
         Some(data) => {
+            skip_object(&mut input, "parameters", "/inputs/0")?;
             let mut texts = Vec::new();
             flatten(data, &mut texts).ok_or_else(|| wrong("/data"))?;
             texts
@@ -432,10 +439,13 @@ fn outputs(value: Option<Value>) -> Result<Vec<&'static str>, ApiError> {
         None | Some(Value::Null) => Ok(OUTPUTS.to_vec()),
         Some(Value::Array(list)) if list.is_empty() => Ok(OUTPUTS.to_vec()),
         Some(Value::Array(list)) => list
-            .iter()
+            .into_iter()
             .enumerate()
             .map(|(idx, it)| {
-                let name = it.get("name").and_then(Value::as_str);
+                let at = format!("/outputs/{idx}");
+                let mut output = fields(it, &["name", "parameters"], &at)?;
+                skip_object(&mut output, "parameters", &at)?;
+                let name = output.get("name").and_then(Value::as_str);
                 OUTPUTS.into_iter().find(|it| Some(*it) == name).ok_or_else(|| wrong(idx))
             })
             .collect(),

@@ -10,9 +10,11 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header::HeaderName};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, OneOfBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
-use super::{Scored, Scores, fields, flag, ranked, semantic};
+use super::{Scored, Scores, fields, flag, ranked, semantic, text_schema};
 use crate::http::Service;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
@@ -21,26 +23,33 @@ use crate::http::error::ApiError;
 
 /// `POST /predict`.
 #[derive(Debug, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PredictRequest {
     /// A text, a text in a list, or a list of such lists.
     pub inputs: PredictInput,
     /// Accepted and without effect: nothing is ever cut off.
     pub truncate: Option<bool>,
     /// `Left` or `Right`; accepted and without effect.
+    #[schema(pattern = "^(Left|Right)$")]
     pub truncation_direction: Option<String>,
     /// Uncalibrated scores instead of probabilities.
     pub raw_scores: Option<bool>,
 }
 
 /// A text, a text in a list, or a list of such lists.
-#[derive(Debug, ToSchema)]
-#[serde(untagged)]
-pub enum PredictInput {
-    /// One text.
-    Text(String),
-    /// One text in a list, or lists of one text each.
-    List(Vec<Value>),
+#[derive(Debug)]
+pub struct PredictInput;
+
+impl PartialSchema for PredictInput {
+    fn schema() -> RefOr<Schema> {
+        let one = || ArrayBuilder::new().items(text_schema()).min_items(Some(1)).max_items(Some(1));
+        let batch = ArrayBuilder::new().items(one()).min_items(Some(1));
+        let schema = OneOfBuilder::new().item(text_schema()).item(one()).item(batch);
+        schema.description(Some("A text, a text in a list, or a list of such lists.")).into()
+    }
 }
+
+impl ToSchema for PredictInput {}
 
 /// Labels best first: of one text, or of each text of a batch.
 #[derive(Debug, serde::Serialize, ToSchema)]
