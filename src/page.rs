@@ -145,8 +145,7 @@ impl Page<'_> {
             .report
             .types
             .iter()
-            .enumerate()
-            .map(|(idx, it)| {
+            .map(|it| {
                 let mut row = vec![self.zh(&it.code), it.support.to_string()];
                 for (place, value) in [it.precision, it.recall, it.f1].into_iter().enumerate() {
                     let interval = it.intervals.map_or(String::new(), |all| {
@@ -154,9 +153,10 @@ impl Page<'_> {
                     });
                     row.push(format!("{value:.3}{interval}"));
                 }
-                row.extend(
-                    self.others.iter().map(|it| number(it.1.types.get(idx).map(|it| it.f1))),
-                );
+                let f1_of = |other: &Report| {
+                    other.types.iter().find(|other| other.code == it.code).map(|it| it.f1)
+                };
+                row.extend(self.others.iter().map(|other| number(f1_of(other.1))));
                 row
             })
             .collect();

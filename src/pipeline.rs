@@ -3,14 +3,17 @@
 //! Serving, scoring, evaluation and training share this way from text to token ids, so that they
 //! cannot drift apart. Knows nothing of files to score, requests or users.
 
+pub mod sidecar;
+
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
+use sidecar::PolicyFile;
 use thiserror::Error;
 
 use crate::domain::case::CaseText;
 use crate::domain::label::LabelSet;
-use crate::domain::policy::{Decision, InputFacts, decide};
+use crate::domain::policy::{self, Decision, InputFacts};
 use crate::domain::prediction::Prediction;
 use crate::domain::span::CharSpan;
 use crate::domain::taxonomy::Taxonomy;
@@ -251,16 +254,9 @@ pub enum PipelineError {
     /// The user dictionary.
     #[error(transparent)]
     Dictionary(#[from] DictionaryError),
-    /// A label the taxonomy does not explain.
-    #[error(
-        "the model's {head} `{code}` is not in the taxonomy; add it there, or use the taxonomy the model was trained with"
-    )]
-    NotInTaxonomy {
-        /// `type` or `ground`.
-        head: &'static str,
-        /// The code.
-        code: String,
-    },
+    /// A file beside the bundle.
+    #[error(transparent)]
+    Sidecar(#[from] sidecar::SidecarError),
     /// Weights that do not fit the bundle's own `config.json`.
     #[error("model: {0}")]
     Model(#[from] ModelError),
@@ -275,6 +271,24 @@ pub enum PrepareError {
 }
 
 impl Pipeline {
+    /// As [`Pipeline::load`], without the policy that was fitted to it: for fitting another.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unruled(
+        dir: &Path,
+        segmenter: Segmenter,
+        precision: Precision,
+    ) -> Result<Self, PipelineError> {
+        let bundle = Bundle::load(dir)?;
+        let taxonomy = sidecar::taxonomy(dir, &bundle)?;
+        let mut pipeline = Self::from_bundle(bundle, segmenter, taxonomy.0, precision)?;
+        pipeline.policy_digest = sha256(taxonomy.1.as_bytes());
+        // Nothing is held back by an earlier threshold of the built-in policy.
+        pipeline.taxonomy.policy.min_accusation = 0.0;
+        Ok(pipeline)
+    }
+
     /// Loads and checks the bundle in `dir`. `user_dict` is an extra jieba dictionary for local names.
     ///
     /// # Errors
@@ -284,8 +298,21 @@ impl Pipeline {
         user_dict: Option<&Path>,
         precision: Precision,
     ) -> Result<Self, PipelineError> {
-        let segmenter = segmenter(user_dict)?;
-        Self::from_bundle(Bundle::load(dir)?, segmenter, Taxonomy::embedded(), precision)
+        let mut pipeline = Self::unruled(dir, segmenter(user_dict)?, precision)?;
+        if let Some(policy) = sidecar::policy(dir, &pipeline.identity.digest)? {
+            pipeline.apply_policy(&policy);
+        }
+        Ok(pipeline)
+    }
+
+    /// Thresholds fitted on this version's held-out cases, instead of the taxonomy's.
+    pub fn apply_policy(&mut self, policy: &PolicyFile) {
+        let thresholds = &mut self.taxonomy.policy;
+        thresholds.min_confidence = policy.min_confidence;
+        thresholds.min_accusation = policy.min_accusation;
+        self.calibration.set_threshold = policy.set_threshold;
+        let both = format!("{}\n{}", self.policy_digest, policy.to_toml());
+        self.policy_digest = sha256(both.as_bytes());
     }
 
     /// A pipeline over a bundle in memory.
@@ -303,14 +330,7 @@ impl Pipeline {
         let encoder = Encoder::new(bundle.tokenizer.clone(), chunk_tokens, overlap_tokens)?;
         let grounds =
             LabelSet::new(manifest.heads.grounds.iter().cloned()).map_err(BundleError::Labels)?;
-        for (head, model, known) in [
-            ("type", &bundle.types, taxonomy.type_codes()),
-            ("ground", &grounds, taxonomy.ground_codes()),
-        ] {
-            if let Some(code) = model.codes().find(|it| known.index_of(it).is_none()) {
-                return Err(PipelineError::NotInTaxonomy { head, code: code.to_owned() });
-            }
-        }
+        let taxonomy = taxonomy.for_labels(&bundle.types, &grounds);
         let mut metadata = serde_json::json!({ "metrics": bundle.metrics });
         metadata["bundle"] = serde_json::to_value(manifest).expect("a manifest is plain data");
         Ok(Self {
@@ -379,8 +399,12 @@ impl Pipeline {
 
     /// The policy's word on one prediction.
     pub fn decide(&self, report: &InputReport, prediction: &Prediction) -> Decision {
-        let code = self.types.code(prediction.type_idx());
-        decide(&self.taxonomy.policy, report.facts, prediction, code)
+        policy::decide(&self.taxonomy.policy, report.facts, prediction, &self.types)
+    }
+
+    /// Column of the type the policy lets us propose.
+    pub fn propose(&self, prediction: &Prediction) -> usize {
+        policy::propose(&self.taxonomy.policy, prediction, &self.types)
     }
 
     /// Which model this is.

@@ -263,8 +263,8 @@ pub fn reply<'a>(
 ) -> ClassifiedItem<'a> {
     let types = pipeline.type_labels();
     let taxonomy = pipeline.taxonomy();
-    let code = types.code(prediction.type_idx());
-    // A bundle whose codes the taxonomy lacks does not load; were one to, its code still tells.
+    let type_idx = pipeline.propose(prediction);
+    let code = types.code(type_idx);
     let incident_type = taxonomy.incident_type(code);
     let decision = pipeline.decide(report, prediction);
     let level = prediction.level();
@@ -274,7 +274,7 @@ pub fn reply<'a>(
         incident_type: TopType {
             code,
             zh: incident_type.map_or(code, |it| it.zh.as_str()),
-            probability: round(prediction.confidence().get()),
+            probability: round(prediction.type_probabilities[type_idx].get()),
         },
         probabilities: ByCode::new(types, prediction.type_probabilities.iter().map(|it| it.get())),
         prediction_set: prediction.prediction_set.iter().map(|&idx| types.code(idx)).collect(),

@@ -392,3 +392,110 @@ fn copy_dir(from: &Path, to: &Path) {
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
+
+/// Labels of one's own, from one's own columns: trained, evaluated, served without handling steps, and with
+/// them when a taxonomy explains them.
+#[test]
+fn another_taxonomy_trains_evaluates_and_answers() {
+    let home = tempfile::tempdir().unwrap();
+    let mut csv = "编号,内容,类别\n".to_owned();
+    for idx in 0..60 {
+        let place = char::from_u32(0x4e00 + 37 * idx).unwrap();
+        let (text, label) = match idx % 3 {
+            0 => ("路灯坏了晚上看不见", "照明"),
+            1 => ("大树倒了挡住了路", "绿化"),
+            _ => ("垃圾堆了好几天很臭", "环卫"),
+        };
+        csv += &format!("{idx},{place}街{place}号{text}{place},{label}\n");
+    }
+    std::fs::write(home.path().join("own.csv"), csv).unwrap();
+    let columns = ["--text-column", "内容", "--label-column", "类别"];
+    let run = |args: &[&str]| {
+        let output = triage(home.path(), args, b"");
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let quick = ["--frozen", "--epochs", "2"];
+    let args = ["train", "own.csv", "-o", "own", "--any-label"];
+    run(&[args.as_slice(), &columns, &quick].concat());
+    let args = ["--model", "own", "evaluate", "own.csv", "--json"];
+    let report: Value = serde_json::from_str(&run(&[args.as_slice(), &columns].concat())).unwrap();
+    let mut codes: Vec<&str> = report["report"]["types"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["code"].as_str().unwrap())
+        .collect();
+    codes.sort_unstable();
+    let mut expected = ["照明", "绿化", "环卫"];
+    expected.sort_unstable();
+    assert_eq!(codes, expected);
+    assert!(report["report"]["accuracy"]["value"].as_f64().unwrap() > 0.8, "{report}");
+    let item = run(&["--model", "own", "classify", "--json", "路口的路灯坏了晚上看不见路"]);
+    let item: Value = serde_json::from_str(&item).unwrap();
+    assert_eq!((&item["type"]["code"], &item["type"]["zh"]), (&"照明".into(), &"照明".into()));
+    assert_eq!(item["handling"]["steps"], serde_json::json!([]));
+
+    // A taxonomy that explains them comes with the bundle, and is part of it.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let built_in = std::fs::read_to_string(root.join("models/taxonomy.toml")).unwrap();
+    let (head, rest) = built_in.split_once("[[types]]").unwrap();
+    let (_, tail) = rest.split_once("[[levels]]").unwrap();
+    let types: String = ["照明", "绿化", "环卫"]
+        .iter()
+        .map(|it| {
+            format!(
+                "[[types]]\ncode = \"{it}\"\nzh = \"{it}类\"\ndefinition = \"\"\nprinciple = \"派单\"\n\
+                 steps = [\"派单到班组\"]\ndue = {{ first_response_hours = 24 }}\n\n"
+            )
+        })
+        .collect();
+    let own = format!("{head}{types}[[levels]]{tail}")
+        .replace("always_review = [\"disputed_claim\"]", "always_review = []");
+    std::fs::write(home.path().join("own.toml"), own).unwrap();
+    let args = ["train", "own.csv", "-o", "named", "--taxonomy", "own.toml"];
+    run(&[args.as_slice(), &columns, &quick].concat());
+    let item = run(&["--model", "named", "classify", "--json", "路口的路灯坏了晚上看不见路"]);
+    let item: Value = serde_json::from_str(&item).unwrap();
+    assert_eq!(item["type"]["zh"], "照明类");
+    assert_eq!(item["handling"]["steps"], serde_json::json!(["派单到班组"]));
+    std::fs::remove_file(home.path().join("named/taxonomy.toml")).unwrap();
+    let output = triage(home.path(), &["--model", "named", "classify", "x"], b"");
+    assert!(text(&output.stderr).contains("sidecar_file"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_policy_is_fitted_kept_and_never_promised_on_too_few_cases() {
+    let home = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    copy_dir(&root.join("models/triage-base"), &home.path().join("mine"));
+    let cases = std::fs::read_to_string(root.join("datasets/cases.jsonl")).unwrap();
+    let cases: Vec<&str> = cases.lines().step_by(2).collect();
+    std::fs::write(home.path().join("cases.jsonl"), cases.join("\n")).unwrap();
+    let cases = "cases.jsonl";
+    let policy = |args: &[&str]| {
+        let all = [&["--model", "mine", "models", "policy", "--cases", cases], args].concat();
+        triage(home.path(), &all, b"")
+    };
+    let file = home.path().join("mine/policy.toml");
+    let few = policy(&["--max-false-accusation", "0.002"]);
+    let stderr = text(&few.stderr);
+    assert_eq!(few.status.code(), Some(1));
+    assert!(stderr.contains("too_few_cases") && stderr.contains("1497"), "{stderr}");
+    let output = policy(&["--max-false-accusation", "0.02", "--coverage", "0.8", "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let evidence = &found["policy"]["evidence"];
+    assert!(evidence["false_accusation_upper"].as_f64().unwrap() <= 0.02);
+    assert!(evidence["missed_upper"].as_f64().unwrap() <= 0.2);
+    let load = evidence["review_load"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&load), "{load}");
+    assert!(file.exists());
+    // What was promised shows in the figures on the same cases.
+    let output = triage(home.path(), &["--model", "mine", "evaluate", cases, "--json"], b"");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rate = report["report"]["false_accusation_rate"]["value"].as_f64().unwrap();
+    assert!(rate <= 0.02, "{rate}");
+    let policy = &report["report"]["details"]["policy"];
+    assert!((1.0 - policy["coverage"].as_f64().unwrap() - load).abs() < 1e-6);
+}

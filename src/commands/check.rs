@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::evaluate::Columns;
 use crate::cases::{self, Cases, Options, Problem, Severity, labels_of};
 use crate::domain::taxonomy::Taxonomy;
-use crate::imports::Source;
 use crate::text::{normalize, redact};
 use crate::training::split::near_duplicate_groups;
 
@@ -28,15 +28,8 @@ pub struct CheckArgs {
 /// How a file of cases is written; shared by the commands that read one.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CasesForm {
-    /// 文件格式；默认按文件名和首行判断
-    #[arg(long, value_enum)]
-    format: Option<Source>,
-    /// 文本所在的列 [默认: text]
-    #[arg(long, value_name = "NAME")]
-    text_column: Option<String>,
-    /// 标签所在的列 [默认: label]
-    #[arg(long, value_name = "NAME")]
-    label_column: Option<String>,
+    #[command(flatten)]
+    columns: Columns,
     /// 分类体系文件（格式同 models/taxonomy.toml）；默认用内置的
     #[arg(long, value_name = "FILE", conflicts_with = "any_label")]
     taxonomy: Option<PathBuf>,
@@ -48,13 +41,7 @@ pub struct CasesForm {
 impl CasesForm {
     /// The form for reading.
     pub(super) fn options(&self) -> Options {
-        let default = Options::default();
-        Options {
-            source: self.format,
-            text_column: self.text_column.clone().unwrap_or(default.text_column),
-            label_column: self.label_column.clone().unwrap_or(default.label_column),
-            any_label: self.any_label,
-        }
+        Options { any_label: self.any_label, ..self.columns.options() }
     }
 
     /// Text of the taxonomy that was named.

@@ -46,7 +46,9 @@ pub fn run(args: ClassifyArgs, config: &Config) -> anyhow::Result<()> {
     let prediction = pipeline.predict(&[&prepared])?.pop().context("the model gave no result")?;
     let mut item = reply(&pipeline, "text", &prepared.report, &prediction, args.logits);
     let probe = pipeline.probe(&text)?;
-    let found = evidence(&pipeline, &probe, prediction.type_idx(), prediction.confidence().get())?;
+    let type_idx = pipeline.propose(&prediction);
+    let whole = prediction.type_probabilities[type_idx].get();
+    let found = evidence(&pipeline, &probe, type_idx, whole)?;
     item.evidence = Some(Evidence::new(&found, &probe));
     let mut out = std::io::stdout().lock();
     if args.json {

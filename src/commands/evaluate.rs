@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 
 use super::{load_pipeline, progress_style};
-use crate::cases;
+use crate::cases::{self, Options};
 use crate::config::Config;
 use crate::domain::case::{CaseText, LabelledCase};
 use crate::domain::label::LabelSet;
@@ -20,6 +20,7 @@ use crate::evaluation::details::{Detail, Details, length_slice};
 use crate::evaluation::lexical::{Classifier, Vectorizer};
 use crate::evaluation::report::{Outcome, Report};
 use crate::evaluation::suite::{Answer, Protection, SuiteResults, by_dimension, spread};
+use crate::imports::Source;
 use crate::page::{Mistake, Page, dimension_zh};
 use crate::pipeline::{Pipeline, Prepared, segmenter};
 use crate::suites::Suites;
@@ -32,6 +33,8 @@ const BLOCK: usize = 64;
 pub struct EvaluateArgs {
     /// 已标注的案例（.jsonl 或 .csv，可为 .xz）
     cases: PathBuf,
+    #[command(flatten)]
+    columns: Columns,
     /// 用这些案例现场训练词法基线，与模型并列
     #[arg(long, value_name = "CASES")]
     baseline: Option<PathBuf>,
@@ -49,20 +52,47 @@ pub struct EvaluateArgs {
     at_most: Vec<(String, f64)>,
 }
 
+/// How a file of cases is written, for a model whose labels are known.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Columns {
+    /// 文件格式；默认按文件名和首行判断
+    #[arg(long, value_enum)]
+    format: Option<Source>,
+    /// 文本所在的列 [默认: text]
+    #[arg(long, value_name = "NAME")]
+    text_column: Option<String>,
+    /// 标签所在的列 [默认: label]
+    #[arg(long, value_name = "NAME")]
+    label_column: Option<String>,
+}
+
+impl Columns {
+    /// The form for reading.
+    pub(super) fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            source: self.format,
+            text_column: self.text_column.clone().unwrap_or(default.text_column),
+            label_column: self.label_column.clone().unwrap_or(default.label_column),
+            any_label: false,
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// When the model or the cases cannot be read, or a figure is out of its bounds.
 pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
     let pipeline = load_pipeline(config)?;
-    let cases = fair(read_cases(&args.cases, pipeline.taxonomy())?)?;
+    let cases = fair(read_cases_with(&args.cases, pipeline.taxonomy(), &args.columns.options())?)?;
     let Evaluated { report, answers } = evaluate(&pipeline, &cases)?;
     let suites = ask_suites(&pipeline)?;
     let baseline = args
         .baseline
         .as_deref()
         .map(|path| {
-            let train = read_cases(path, pipeline.taxonomy())?;
+            let train = read_cases_with(path, pipeline.taxonomy(), &args.columns.options())?;
             baseline(&train, &cases, pipeline.taxonomy(), config)
         })
         .transpose()?;
@@ -118,10 +148,11 @@ pub fn evaluate(pipeline: &Pipeline, cases: &[LabelledCase]) -> anyhow::Result<E
         let predictions = pipeline.predict(&prepared.iter().collect::<Vec<_>>())?;
         for ((case, prepared), it) in block.iter().zip(&prepared).zip(&predictions) {
             let label = column(types, case)?;
+            let predicted = pipeline.propose(it);
             let outcome = Outcome {
                 label,
-                predicted: it.type_idx(),
-                confidence: it.confidence().get(),
+                predicted,
+                confidence: it.type_probabilities[predicted].get(),
                 set: Some((it.prediction_set.len(), it.prediction_set.contains(&label))),
                 levels: case.level.map(|level| (usize::from(level), it.level())),
             };
@@ -181,7 +212,7 @@ pub fn ask_suites(pipeline: &Pipeline) -> anyhow::Result<SuiteResults> {
     for block in prepared.chunks(BLOCK) {
         let predictions = pipeline.predict(&block.iter().collect::<Vec<_>>())?;
         answers.extend(predictions.iter().map(|it| Answer {
-            type_idx: it.type_idx(),
+            type_idx: pipeline.propose(it),
             score: it.sensitivity_score(),
             level: it.level(),
             accusation: disputed.map_or(0.0, |column| it.type_probabilities[column].get()),
@@ -306,7 +337,20 @@ pub fn baseline(
 /// # Errors
 /// When a row is useless: figures on part of a file would be figures on another file.
 pub fn read_cases(path: &Path, taxonomy: &Taxonomy) -> anyhow::Result<Vec<LabelledCase>> {
-    let read = cases::read(path, taxonomy).with_context(|| path.display().to_string())?;
+    read_cases_with(path, taxonomy, &Options::default())
+}
+
+/// As [`read_cases`], with `options`.
+///
+/// # Errors
+/// As there.
+pub fn read_cases_with(
+    path: &Path,
+    taxonomy: &Taxonomy,
+    options: &Options,
+) -> anyhow::Result<Vec<LabelledCase>> {
+    let read =
+        cases::read_with(path, taxonomy, options).with_context(|| path.display().to_string())?;
     ensure!(
         read.n_errors() == 0,
         "{}: {} bad rows; `triage check {}` names them",

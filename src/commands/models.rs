@@ -8,16 +8,18 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::evaluate::{Evaluated, ask_suites, evaluate, fair, pad, read_cases};
-use super::load_version;
 use super::train::file_digest;
+use super::{load_version, precision};
 use crate::config::Config;
 use crate::domain::case::{CaseText, LabelledCase};
-use crate::domain::taxonomy::Taxonomy;
+use crate::evaluation::conformal::{self, HeldOut};
 use crate::evaluation::gate::{Assessment, Gate, Margins, gates};
 use crate::evaluation::migration::Migration;
+use crate::evaluation::report::{ACCUSED, PROTECTED};
 use crate::model::Bundle;
 use crate::model::bundle::sha256;
-use crate::pipeline::Pipeline;
+use crate::pipeline::sidecar::{self, PolicyEvidence, PolicyFile};
+use crate::pipeline::{Pipeline, segmenter};
 use crate::registry::{Aliases, Entry, LOG, Registry};
 use crate::suites::Suites;
 
@@ -34,6 +36,8 @@ pub enum ModelsCommand {
     Rollback(RollbackArgs),
     /// 校验各版本的文件是否完好、能否使用
     Verify(VerifyArgs),
+    /// 用留出的案例定出复核规则的界限，并说明有多少需人工
+    Policy(PolicyArgs),
 }
 
 /// Arguments of `triage models list`.
@@ -96,6 +100,28 @@ pub struct VerifyArgs {
     version: Option<String>,
 }
 
+/// Arguments of `triage models policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// 版本（目录名）[默认: 现行版本]
+    version: Option<String>,
+    /// 留出的案例，未参与训练
+    #[arg(long, value_name = "CASES")]
+    cases: PathBuf,
+    /// 正当诉求被误指为造谣的比例，以 95% 把握不超过多少
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    max_false_accusation: f64,
+    /// 预测集含正确类型、以及直接分派者类型正确的比例，各以 95% 把握不低于多少
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
+    coverage: f64,
+    /// 只计算，不写入
+    #[arg(long)]
+    dry_run: bool,
+    /// 输出 JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -108,6 +134,7 @@ pub fn run(command: ModelsCommand, config: &Config) -> anyhow::Result<()> {
         ModelsCommand::Promote(args) => promote(&args, &registry, config),
         ModelsCommand::Rollback(_) => rollback(&registry),
         ModelsCommand::Verify(args) => verify(&args, &registry, config),
+        ModelsCommand::Policy(args) => fit_policy(&args, &registry, config),
     }
 }
 
@@ -251,7 +278,7 @@ fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::
         entry.dir
     );
     let production_bundle = Bundle::load(&production_dir)?;
-    let all = read_cases(&args.cases, &Taxonomy::embedded())?;
+    let all = read_cases(&args.cases, production.taxonomy())?;
     let whole_digest = file_digest(&all);
     let cases = fair(all)?;
     let (old, old_assessment) = assess(&production, &production_bundle, &cases, &whole_digest)?;
@@ -410,6 +437,123 @@ fn verify(args: &VerifyArgs, registry: &Registry, config: &Config) -> anyhow::Re
         "broken_versions: {n_broken} problems, named above; copy the bundles again or remove them"
     );
     Ok(())
+}
+
+fn fit_policy(args: &PolicyArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
+    let dir = match &args.version {
+        Some(name) => registry.path(&registry.check(&resolve(name, registry)?)?.0),
+        None if config.is_model_named => config.model.clone(),
+        None => registry.production()?.unwrap_or_else(|| config.shipped_model()),
+    };
+    let bundle = Bundle::load(&dir)?;
+    let digest = bundle.digest.clone();
+    let trained_on = bundle.manifest.training.data_digest.clone();
+    // Without an earlier policy: thresholds are fitted to what the model says, not to what was made of it.
+    let segmenter = segmenter(config.user_dict.as_deref())?;
+    let mut pipeline = Pipeline::unruled(&dir, segmenter, precision(config))?;
+    let all = read_cases(&args.cases, pipeline.taxonomy())?;
+    let cases_digest = file_digest(&all);
+    ensure!(
+        cases_digest != trained_on,
+        "trained_on_cases: the version was trained on these very cases, so a promise would be empty; give held-out ones"
+    );
+    let cases = fair(all)?;
+    let held_out = held_out(&pipeline, &cases)?;
+    let found = conformal::fit(&held_out, args.max_false_accusation, args.coverage)?;
+    let mut policy = PolicyFile {
+        format: sidecar::FORMAT,
+        bundle: digest,
+        min_confidence: found.min_confidence,
+        min_accusation: found.min_accusation,
+        set_threshold: found.set_threshold,
+        evidence: PolicyEvidence {
+            cases_digest,
+            cases: cases.len(),
+            alpha: conformal::ALPHA,
+            max_false_accusation: args.max_false_accusation,
+            coverage: args.coverage,
+            false_accusation_upper: found.false_accusation_upper,
+            missed_upper: found.missed_upper,
+            routed_error_upper: found.routed_error_upper,
+            review_load: 0.0,
+        },
+    };
+    let load = |pipeline: &Pipeline| -> anyhow::Result<f64> {
+        let details = evaluate(pipeline, &cases)?.report.details;
+        Ok(1.0 - details.context("no details")?.policy.coverage)
+    };
+    let before = load(&pipeline)?;
+    pipeline.apply_policy(&policy);
+    policy.evidence.review_load = load(&pipeline)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", json!({ "policy": policy, "review_load_before": before }))?;
+    } else {
+        let percent = |it: f64| format!("{:.2}%", 100.0 * it);
+        let evidence = &policy.evidence;
+        writeln!(out, "案例 {} 条；上界均为单侧 95%", evidence.cases)?;
+        writeln!(
+            out,
+            "判为造谣诽谤的最低概率 {:.4}（误指率上界 {}）",
+            policy.min_accusation,
+            percent(evidence.false_accusation_upper)
+        )?;
+        writeln!(
+            out,
+            "预测集的最低概率 {:.4}（漏掉正确类型的上界 {}）",
+            policy.set_threshold,
+            percent(evidence.missed_upper)
+        )?;
+        match evidence.routed_error_upper {
+            Some(upper) => writeln!(
+                out,
+                "直接分派的最低把握 {:.4}（分派有误的上界 {}）",
+                policy.min_confidence,
+                percent(upper)
+            )?,
+            None => writeln!(out, "没有哪个把握能保证 {}，全部由人先看", percent(args.coverage))?,
+        }
+        writeln!(
+            out,
+            "预计需人工先看 {}（此前 {}）",
+            percent(evidence.review_load),
+            percent(before)
+        )?;
+    }
+    if args.dry_run {
+        eprintln!("未写入（--dry-run）");
+    } else {
+        policy.save(&dir)?;
+        eprintln!("已写入 {}；正在运行的服务重启后生效", dir.join(sidecar::POLICY).display());
+    }
+    Ok(())
+}
+
+/// What the policy's thresholds rest on: the most probable types, whatever a policy makes of them.
+fn held_out(pipeline: &Pipeline, cases: &[LabelledCase]) -> anyhow::Result<Vec<HeldOut>> {
+    let types = pipeline.type_labels();
+    let accused = types.index_of(ACCUSED);
+    let evaluated = evaluate(pipeline, cases)?;
+    Ok(evaluated
+        .answers
+        .iter()
+        .map(|(it, detail)| HeldOut {
+            label: it.label,
+            top: it.predicted,
+            confidence: it.confidence,
+            second: second(&detail.probabilities),
+            true_probability: detail.probabilities[it.label],
+            is_protected: PROTECTED.contains(&types.code(it.label)),
+            is_accused: Some(it.predicted) == accused,
+            is_held: detail.is_held,
+        })
+        .collect())
+}
+
+fn second(probabilities: &[f32]) -> f32 {
+    let mut sorted = probabilities.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    sorted.get(1).copied().unwrap_or(0.0)
 }
 
 /// Whole is not enough: the labels must be explained and a text must get an answer.

@@ -48,7 +48,12 @@ impl ServeArgs {
 /// When the model cannot be loaded or the address not be listened on.
 pub fn run(args: &ServeArgs, config: &Config) -> anyhow::Result<()> {
     if args.print_config {
-        std::io::stdout().lock().write_all(config.to_toml().as_bytes())?;
+        let mut out = std::io::stdout().lock();
+        if !config.is_model_named {
+            // A comment, so that a copy of this file does not pin what is in production today.
+            writeln!(out, "# model = {:?}", config.model)?;
+        }
+        out.write_all(config.to_toml().as_bytes())?;
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

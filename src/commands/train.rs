@@ -7,12 +7,15 @@ use clap::Args;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
+use super::check::CasesForm;
 use super::evaluate::{
-    ask_suites, baseline, evaluate, mistakes, page, read_cases, table, write_page,
+    ask_suites, baseline, evaluate, fair, mistakes, page, read_cases_with, table, write_page,
 };
 use super::{load_pipeline, precision, progress_style};
+use crate::cases::labels_of;
 use crate::config::Config;
 use crate::domain::case::LabelledCase;
+use crate::domain::label::LabelSet;
 use crate::domain::taxonomy::Taxonomy;
 use crate::evaluation::report::Report;
 use crate::model::bundle::{
@@ -21,6 +24,7 @@ use crate::model::bundle::{
 use crate::model::heads::{HeadSizes, Heads};
 use crate::model::{Base, bundle};
 use crate::page::Page;
+use crate::pipeline::sidecar;
 use crate::pipeline::{Pipeline, TextPipeline, segmenter};
 use crate::registry::{Entry, Registry};
 use crate::text::Encoder;
@@ -36,6 +40,8 @@ const SEGMENTER: &str = "jieba-rs 0.11, default dictionary, no HMM";
 pub struct TrainArgs {
     /// 已标注的案例（.jsonl 或 .csv，可为 .xz）
     cases: PathBuf,
+    #[command(flatten)]
+    form: CasesForm,
     /// 写入的模型目录（必须尚不存在）
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -85,9 +91,21 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
         "{} exists; a version is never overwritten: choose another name",
         args.output.display()
     );
-    let taxonomy = Taxonomy::embedded();
-    let cases = read_cases(&args.cases, &taxonomy)?;
-    let test = args.test.as_deref().map(|it| read_cases(it, &taxonomy)).transpose()?;
+    let own_taxonomy = args.form.taxonomy_text()?;
+    let taxonomy = match &own_taxonomy {
+        Some(text) => Taxonomy::parse(text)?,
+        None => Taxonomy::embedded(),
+    };
+    let cases = read_cases_with(&args.cases, &taxonomy, &args.form.options())?;
+    let taxonomy = match args.form.options().any_label {
+        true => of_labels(taxonomy, &cases)?,
+        false => taxonomy,
+    };
+    let test = args
+        .test
+        .as_deref()
+        .map(|it| fair(read_cases_with(it, &taxonomy, &args.form.options())?))
+        .transpose()?;
     let base = Base::load(args.base.as_deref().unwrap_or(&config.model), args.seed)?;
     let text = TextSettings {
         chunk_tokens: base.config.max_position_embeddings,
@@ -98,11 +116,12 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     let encoder = Encoder::new(base.tokenizer.clone(), text.chunk_tokens, text.overlap_tokens)?;
     let pipeline =
         TextPipeline::new(segmenter(config.user_dict.as_deref())?, encoder, text.ngram_buckets);
-    let examples = cases
+    let mut examples = cases
         .par_iter()
         .map(|it| example(it, &pipeline, &taxonomy))
         .collect::<anyhow::Result<Vec<_>>>()?;
 
+    fill_unlabelled_heads(&mut examples, taxonomy.ground_codes().len());
     let texts: Vec<&str> = cases.iter().map(|it| it.text.as_str()).collect();
     let labels: Vec<usize> = examples.iter().map(|it| it.target.label).collect();
     let parts = split(&texts, &labels, args.validation_share, args.seed);
@@ -217,11 +236,19 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     let on_test = test.as_deref().map(|it| evaluate(&pipeline, it)).transpose()?;
     let suites = ask_suites(&pipeline)?;
     let test_report = on_test.as_ref().map(|it| &it.report);
+    if let Some(text) = &own_taxonomy {
+        bundle.manifest.digests.insert(sidecar::TAXONOMY.into(), sha256(text.as_bytes()));
+    }
     bundle.metrics = serde_json::json!({
         "validation": on_validation.report, "test": test_report, "suites": suites, "history": history,
     });
     let card = card(&bundle.manifest, &on_validation.report, test_report, &taxonomy);
     let digest = bundle.save(&args.output, &card)?;
+    if let Some(text) = &own_taxonomy {
+        // The manifest names it already: without it the bundle is refused, not served with other labels.
+        let path = args.output.join(sidecar::TAXONOMY);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    }
     name_candidate(&args.output, &digest, config)?;
     for (title, report) in [("验证集", Some(&on_validation.report)), ("测试集", test_report)]
     {
@@ -265,11 +292,28 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The figures of the version served until now on the same cases; none when it has other types or there
-/// is none. It may have been trained on them: then its figures flatter.
+/// A taxonomy of the labels that occur; what the built-in one explains of them stays explained.
+fn of_labels(taxonomy: Taxonomy, cases: &[LabelledCase]) -> anyhow::Result<Taxonomy> {
+    let types = LabelSet::new(labels_of(cases))?;
+    ensure!(
+        types.len() >= 2,
+        "one_label: every case has the label `{}`; a model needs two labels or more",
+        types.code(0)
+    );
+    let grounds = taxonomy.ground_codes().clone();
+    Ok(taxonomy.for_labels(&types, &grounds))
+}
+
+/// The figures of the version served until now on the same cases; none when it has other types or cannot
+/// be used. It may have been trained on them: then its figures flatter.
 fn compared(config: &Config, cases: &[LabelledCase]) -> anyhow::Result<Option<Report>> {
-    let Ok(served) = load_pipeline(config) else {
-        return Ok(None);
+    let served = match load_pipeline(config) {
+        Ok(served) => served,
+        Err(error) => {
+            // The new version is whole all the same.
+            eprintln!("未与现行版本比较：{error}");
+            return Ok(None);
+        }
     };
     let knows = |it: &LabelledCase| served.type_labels().index_of(&it.label).is_some();
     if !cases.iter().all(knows) {
@@ -313,6 +357,17 @@ fn name_candidate(dir: &Path, digest: &str, config: &Config) -> anyhow::Result<(
     Registry::new(&config.models).set_candidate(entry)?;
     eprintln!("已登记为候选版本；`triage models promote --cases CASES` 检验并上线");
     Ok(())
+}
+
+/// A head that no case teaches would stay random and the trainer refuses it: it learns to say "routine".
+fn fill_unlabelled_heads(examples: &mut [Example], n_grounds: usize) {
+    if examples.iter().all(|it| it.target.level.is_none()) {
+        eprintln!("案例都没有敏感级别：模型一律给 0 级");
+        examples.iter_mut().for_each(|it| it.target.level = Some(0));
+    }
+    if examples.iter().all(|it| it.target.grounds.is_none()) {
+        examples.iter_mut().for_each(|it| it.target.grounds = Some(vec![false; n_grounds]));
+    }
 }
 
 /// Digest of what the cases say, whatever the file looks like.

@@ -2,6 +2,7 @@
 //!
 //! There are three outcomes and none of them acts: a machine result is a proposal, a person decides.
 
+use super::label::LabelSet;
 use super::prediction::Prediction;
 
 /// Thresholds of the review policy (from `taxonomy.toml`).
@@ -13,6 +14,9 @@ pub struct ReviewPolicy {
     pub review_level: usize,
     /// Codes of types that a person always looks at first.
     pub always_review: Vec<String>,
+    /// Such a type is proposed only from this probability on; below it the next type is, and a person
+    /// still looks first.
+    pub min_accusation: f32,
     /// Fewer visible characters than this is too short to judge.
     pub min_chars: usize,
     /// A smaller share of Chinese characters than this is not Chinese text.
@@ -99,13 +103,28 @@ pub struct Decision {
     pub reasons: Vec<ReviewReason>,
 }
 
-/// The decision for one item. `type_code` is the code of the prediction's top type.
+/// Column of the type to propose: the most probable one, unless it is one that a person always looks at
+/// and its probability is below [`ReviewPolicy::min_accusation`].
+pub fn propose(policy: &ReviewPolicy, prediction: &Prediction, types: &LabelSet) -> usize {
+    let top = prediction.type_idx();
+    let is_guarded = |idx: usize| policy.always_review.iter().any(|it| it == types.code(idx));
+    if !is_guarded(top) || prediction.confidence().get() >= policy.min_accusation {
+        return top;
+    }
+    let p = |idx: usize| prediction.type_probabilities[idx].get();
+    let others = (0..prediction.type_probabilities.len()).filter(|&it| !is_guarded(it));
+    others.max_by(|&a, &b| p(a).total_cmp(&p(b)).then(b.cmp(&a))).unwrap_or(top)
+}
+
+/// The decision for one item whose types are columns of `types`.
 pub fn decide(
     policy: &ReviewPolicy,
     facts: InputFacts,
     prediction: &Prediction,
-    type_code: &str,
+    types: &LabelSet,
 ) -> Decision {
+    // The most probable type, proposed or not: what may be a disputed claim goes to a person.
+    let type_code = types.code(prediction.type_idx());
     let mut reasons = Vec::new();
     // First what makes the model's word worthless, then what makes it doubtful.
     if facts.chinese_share < policy.min_chinese_share {
@@ -157,11 +176,27 @@ mod tests {
             min_confidence: 0.6,
             review_level: 3,
             always_review: vec!["disputed_claim".into()],
+            min_accusation: 0.0,
             min_chars: 4,
             min_chinese_share: 0.3,
             max_unknown_share: 0.3,
             min_ground_probability: 0.5,
         }
+    }
+
+    #[test]
+    fn an_unsure_accusation_is_not_proposed_and_still_goes_to_a_person() {
+        let facts = InputFacts { visible_chars: 20, chinese_share: 1.0, unknown_share: 0.0 };
+        let types = LabelSet::new(["disputed_claim", "problem"]).unwrap();
+        let strict = ReviewPolicy { min_accusation: 0.8, min_confidence: 0.0, ..policy() };
+        for (top, expected) in [(0.9, 0), (0.8, 0), (0.7, 1), (0.4, 1)] {
+            let it = prediction(top, &[0], [1.0, 0.0, 0.0, 0.0]);
+            assert_eq!(propose(&strict, &it, &types), expected, "{top}");
+            let accused = it.type_idx() == 0;
+            let decision = decide(&strict, facts, &it, &types);
+            assert_eq!(decision.reasons.contains(&ReviewReason::DisputedClaim), accused, "{top}");
+        }
+        assert_eq!(propose(&policy(), &prediction(0.6, &[0], [1.0, 0.0, 0.0, 0.0]), &types), 0);
     }
 
     #[test]
@@ -224,7 +259,8 @@ mod tests {
             ),
         ];
         for (name, facts, prediction, code, verdict, reasons) in cases {
-            let decision = decide(&policy(), facts, &prediction, code);
+            let types = LabelSet::new([code, "other"]).unwrap();
+            let decision = decide(&policy(), facts, &prediction, &types);
             assert_eq!(
                 (decision.verdict, decision.reasons.as_slice()),
                 (verdict, reasons),

@@ -44,6 +44,20 @@ pub struct IncidentType {
     pub due: Due,
 }
 
+impl IncidentType {
+    /// A type nobody explained: its code is its name, and there are no steps.
+    fn unexplained(code: &str) -> Self {
+        Self {
+            code: code.to_owned(),
+            zh: code.to_owned(),
+            definition: String::new(),
+            principle: String::new(),
+            steps: Vec::new(),
+            due: Due::default(),
+        }
+    }
+}
+
 /// Response clocks in hours; advice. `None` where the plan sets none.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,6 +107,8 @@ struct Policy {
     min_confidence: f32,
     review_level: usize,
     always_review: Vec<String>,
+    #[serde(default)]
+    min_accusation: f32,
     min_chars: usize,
     min_chinese_share: f32,
     max_unknown_share: f32,
@@ -124,6 +140,7 @@ impl Taxonomy {
             min_confidence,
             review_level,
             always_review,
+            min_accusation,
             min_chars,
             min_chinese_share,
             max_unknown_share,
@@ -131,6 +148,7 @@ impl Taxonomy {
         } = file.policy;
         for (name, value) in [
             ("min_confidence", min_confidence),
+            ("min_accusation", min_accusation),
             ("min_chinese_share", min_chinese_share),
             ("max_unknown_share", max_unknown_share),
             ("min_ground_probability", min_ground_probability),
@@ -148,6 +166,7 @@ impl Taxonomy {
                 min_confidence,
                 review_level,
                 always_review,
+                min_accusation,
                 min_chars,
                 min_chinese_share,
                 max_unknown_share,
@@ -164,6 +183,35 @@ impl Taxonomy {
     /// Never: a test parses the embedded file.
     pub fn embedded() -> Self {
         Self::parse(DEFAULT_TOML).expect("the embedded taxonomy parses (tested)")
+    }
+
+    /// This taxonomy for a model with these labels: what it explains stays as it is, what it does not
+    /// explain is named by its code and has no handling steps, what the model lacks is left out.
+    pub fn for_labels(mut self, types: &LabelSet, grounds: &LabelSet) -> Self {
+        let known = std::mem::take(&mut self.types);
+        self.types = types
+            .codes()
+            .map(|code| {
+                let found = known.iter().find(|it| it.code == code).cloned();
+                found.unwrap_or_else(|| IncidentType::unexplained(code))
+            })
+            .collect();
+        let known = std::mem::take(&mut self.grounds);
+        self.grounds = grounds
+            .codes()
+            .map(|code| {
+                let found = known.iter().find(|it| it.code == code).cloned();
+                found.unwrap_or_else(|| Named {
+                    code: code.to_owned(),
+                    zh: code.to_owned(),
+                    definition: String::new(),
+                })
+            })
+            .collect();
+        self.policy.always_review.retain(|it| types.index_of(it).is_some());
+        self.type_codes = types.clone();
+        self.ground_codes = grounds.clone();
+        self
     }
 
     /// The type with this code.
@@ -219,6 +267,20 @@ pub enum TaxonomyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_nobody_explained_have_no_steps_and_no_policy() {
+        let labels = |codes: &[&str]| LabelSet::new(codes.iter().copied()).unwrap();
+        let foreign =
+            Taxonomy::embedded().for_labels(&labels(&["照明", "problem"]), &labels(&["x"]));
+        assert_eq!(foreign.types[0].zh, "照明");
+        assert!(foreign.types[0].steps.is_empty() && !foreign.types[1].steps.is_empty());
+        assert!(foreign.policy.always_review.is_empty());
+        assert_eq!((foreign.type_codes().len(), foreign.ground_codes().len()), (2, 1));
+        let embedded = Taxonomy::embedded();
+        let (types, grounds) = (embedded.type_codes().clone(), embedded.ground_codes().clone());
+        assert_eq!(embedded.clone().for_labels(&types, &grounds), embedded);
+    }
 
     #[test]
     fn embedded_taxonomy_has_the_five_types_and_none() {

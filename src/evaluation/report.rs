@@ -14,8 +14,10 @@ const N_RESAMPLES: usize = 1000;
 pub(super) const N_BINS: usize = 15;
 /// Chance that a one-sided bound is wrong.
 const ALPHA: f64 = 0.05;
+/// The type that accuses.
+pub const ACCUSED: &str = "disputed_claim";
 /// Types whose authors must not be called rumour-mongers.
-const PROTECTED: [&str; 3] = ["problem", "sensitive", "suggestion"];
+pub const PROTECTED: [&str; 3] = ["problem", "sensitive", "suggestion"];
 
 /// Truth and prediction of one case; numbers are columns of the label set.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,7 +99,7 @@ impl Report {
     /// The report on `outcomes`, whose types are columns of `types`, with levels below `n_levels`.
     pub fn new(outcomes: &[Outcome], types: &LabelSet, n_levels: usize) -> Self {
         let emergency = types.index_of("emergency");
-        let disputed = types.index_of("disputed_claim");
+        let disputed = types.index_of(ACCUSED);
         let protected: Vec<usize> = PROTECTED.iter().filter_map(|it| types.index_of(it)).collect();
         let columns = |sample: &[&Outcome]| -> (Vec<usize>, Vec<usize>) {
             sample.iter().map(|it| (it.label, it.predicted)).unzip()

@@ -149,7 +149,8 @@ async fn explain_type(
         Ok(singles) => singles,
         Err(reason) => return Ok((probe, Evidence::Withheld(reason))),
     };
-    let (type_idx, whole) = (prediction.type_idx(), prediction.confidence().get());
+    let type_idx = serving.pipeline.propose(prediction);
+    let whole = prediction.type_probabilities[type_idx].get();
     let probe = Arc::new(probe);
     let found = match losses(serving, lane, at_a_time, &probe, singles, type_idx, whole).await? {
         None => Evidence::Withheld(Reason::Overloaded),
