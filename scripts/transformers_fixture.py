@@ -13,17 +13,18 @@ import tomllib
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, BertForSequenceClassification
+from tokenizers import Tokenizer
+from transformers import BertForSequenceClassification
 
 ROOT = Path(__file__).parent.parent
-# Words already separated: that is jieba's work, done before the tokenizer.
+# Normalised and with words separated: that is done before the tokenizer.
 TEXTS = [
-    "小区 停水 三天 了 ， 物业 没人管",
-    "听说 城东 化工厂 爆炸 了 ， 是 真的 吗 ？",
+    "小区 停水 三天 了 , 物业 没人管",
+    "听说 城东 化工厂 爆炸 了 , 是 真的 吗 ?",
     "建议 在 学校 门口 加装 红绿灯",
     "今天 天气 真好",
-    "拖欠 工资 半年 ， 孩子 学费 都 交不起",
-    "龘 𠮷 x1y2 …… <电话>",
+    "拖欠 工资 半年 , 孩子 学费 都 交不起",
+    "龘 𠮷 x1y2 ...... <电话>",
 ]
 
 
@@ -31,13 +32,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=ROOT / "models/triage-base")
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     model = BertForSequenceClassification.from_pretrained(args.model, dtype=torch.float32).eval()
     digests = tomllib.loads((args.model / "bundle.toml").read_text("utf-8"))["digests"]
-    cls, sep = (tokenizer.convert_tokens_to_ids(it) for it in ("[CLS]", "[SEP]"))
+    cls, sep = (tokenizer.token_to_id(it) for it in ("[CLS]", "[SEP]"))
     rows = []
     for text in TEXTS:
-        ids = [cls, *tokenizer(text, add_special_tokens=False)["input_ids"], sep]
+        ids = [cls, *tokenizer.encode(text, add_special_tokens=False).ids, sep]
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0].tolist()
         rows.append({"words": text.split(), "ids": ids, "logits": logits})

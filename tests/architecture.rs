@@ -84,7 +84,7 @@ fn arrows_point_one_way() {
 fn libraries_stay_in_their_rooms() {
     let homes: [(&str, &[&str]); 14] = [
         ("candle", &["model", "training"]),
-        ("rten", &["model"]),
+        ("rten_gemm", &["model"]),
         ("axum", &["http"]),
         ("hyper", &["http"]),
         ("rustls", &["http"]),
