@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -143,6 +144,14 @@ def export(model, path):
     fused.save_model_to_file(str(path))
 
 
+def quantize(path):
+    """Writes `NAME-int8.onnx` beside it; fused nodes hide their types, so the default is named."""
+    quantize_dynamic(
+        path, path.with_name(f"{path.stem}-int8.onnx"), weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+
+
 def engine_binary():
     command = ["cargo", "bench", "--bench", "engine", "--no-run", "--message-format", "json"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -169,7 +178,7 @@ def main():
         words = word_rows(texts, args, folder, model.config.max_position_embeddings)
         characters = character_rows(texts, model.config.vocab_size)
         export(model, folder / "words.onnx")
-        quantize_dynamic(folder / "words.onnx", folder / "words-int8.onnx", weight_type=QuantType.QInt8)
+        quantize(folder / "words.onnx")
         table = model.bert.embeddings.position_embeddings.weight
         longer = torch.nn.Embedding(MAX_CHARACTERS, table.shape[1])
         longer.weight.data[: len(table)] = table
@@ -179,7 +188,7 @@ def main():
         model_characters.bert.embeddings.position_ids = torch.arange(MAX_CHARACTERS)[None]
         model_characters.bert.embeddings.token_type_ids = torch.zeros(1, MAX_CHARACTERS, dtype=torch.long)
         export(model_characters, folder / "characters.onnx")
-        quantize_dynamic(folder / "characters.onnx", folder / "characters-int8.onnx", weight_type=QuantType.QInt8)
+        quantize(folder / "characters.onnx")
 
         def torch_run(ids, mask):
             return model(torch.from_numpy(ids), torch.from_numpy(mask)).logits
