@@ -118,7 +118,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let identity = pipeline.identity();
+    let identity = pipeline.identity().clone();
+    // No handle on pipeline or engine stays here: the first version must be gone after a swap.
+    service.open(pipeline, engine);
+    // Said when it is true: whoever waits for this line is answered.
     tracing::info!(
         model.name = identity.name,
         model.version = identity.version,
@@ -127,10 +130,8 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         start.duration_ms = started.elapsed().as_millis() as u64,
         "ready"
     );
-    let digest = identity.digest.clone();
-    // No handle on pipeline or engine stays here: the first version must be gone after a swap.
-    service.open(pipeline, engine);
-    let _watch = Watch::start(config, Arc::clone(&service), engine_limits(config), &digest)?;
+    let limits = engine_limits(config);
+    let _watch = Watch::start(config, Arc::clone(&service), limits, &identity.digest)?;
     server.await??;
     drop(stop);
     service.close();
