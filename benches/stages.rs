@@ -13,6 +13,8 @@ use opinion_triage::domain::taxonomy::Taxonomy;
 use opinion_triage::model::runtime::Precision;
 use opinion_triage::pipeline::{Pipeline, Prepared};
 use opinion_triage::text::{Segmenter, normalize, redact};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
+use rten_tensor::NdTensorView;
 
 static PIPELINE: LazyLock<Pipeline> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/triage-base");
@@ -58,6 +60,24 @@ fn text_3_and_segment(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn text_4_and_encode(bencher: Bencher<'_, '_>) {
     each(bencher, |it| drop(divan::black_box(PIPELINE.prepare(it))));
+}
+
+/// One thread's matrix products alone, at the shape of the wide layer: operations a second are what `rten-gemm`
+/// gets out of this CPU, and the model's ceiling.
+#[divan::bench(args = [64, 256])]
+fn product_int8(bencher: Bencher<'_, '_>, n_tokens: usize) {
+    const HIDDEN: usize = 256;
+    const INNER: usize = 1024;
+    let gemm = GemmExecutor::<u8, i8, i32>::default();
+    let weight = vec![63_i8; HIDDEN * INNER];
+    let weight = gemm.prepack_b(NdTensorView::from_data([HIDDEN, INNER], weight.as_slice()));
+    let xs = vec![200_u8; n_tokens * HIDDEN];
+    let mut out = vec![0_i32; n_tokens * INNER];
+    bencher.counter(ItemsCount::new(2 * n_tokens * HIDDEN * INNER)).bench_local(|| {
+        let xs = GemmInputA::Unpacked(NdTensorView::from_data([n_tokens, HIDDEN], xs.as_slice()));
+        let options = GemmOptions::default();
+        gemm.gemm(&mut out, xs, GemmInputB::Packed(&weight), options).unwrap();
+    });
 }
 
 /// The model on rows ready for it, `n_rows` at a time.

@@ -18,7 +18,7 @@ use rten_simd::{SimdOp, SimdUnaryOp};
 use rten_tensor::NdTensorView;
 use rten_vecmath::{ApproxGelu, Gelu, Softmax, Tanh};
 
-use self::linear::{Input, Linear, Products, values};
+use self::linear::{Input, Linear, Products, room, values};
 use super::heads::{HeadSizes, TextLogits};
 use super::weights::Weights;
 use crate::text::Encoding;
@@ -87,10 +87,15 @@ struct Scratch {
     ys: Vec<f32>,
     query: Vec<f32>,
     key_value: Vec<f32>,
-    scores: Vec<f32>,
     context: Vec<f32>,
+    attention: Attention,
+}
+
+/// Buffers of one row's attention by one head.
+#[derive(Default)]
+struct Attention {
+    scores: Vec<f32>,
     head: Vec<f32>,
-    inner: Vec<f32>,
 }
 
 thread_local! {
@@ -134,10 +139,10 @@ impl Layer {
     /// States in `scratch.xs` to the next ones; only each row's first token's when `is_last`.
     fn forward(&self, scratch: &mut Scratch, runtime: &Runtime, is_last: bool) {
         let hidden = runtime.hidden;
-        let Scratch { products, bounds, input, xs, ys, query, key_value, context, inner, .. } =
+        let Scratch { products, bounds, input, xs, ys, query, key_value, context, attention } =
             scratch;
         input.set(xs, hidden, runtime.precision);
-        self.key_value.forward(input, products, key_value);
+        let key_value = self.key_value.forward(input, products, key_value);
         if is_last {
             for (row_idx, &begin) in bounds[..bounds.len() - 1].iter().enumerate() {
                 xs.copy_within(begin * hidden..(begin + 1) * hidden, row_idx * hidden);
@@ -145,30 +150,25 @@ impl Layer {
             xs.truncate((bounds.len() - 1) * hidden);
             input.set(xs, hidden, runtime.precision);
         }
-        self.query.forward(input, products, query);
-        context.resize(xs.len(), 0.0);
+        let query = self.query.forward(input, products, query);
+        let context = room(context, xs.len());
         for (row_idx, row) in bounds.windows(2).enumerate() {
             let queries = if is_last { row_idx..row_idx + 1 } else { row[0]..row[1] };
             let tokens = row[0]..row[1];
-            let buffers = (&mut scratch.scores, &mut scratch.head);
             let out = &mut context[queries.start * hidden..queries.end * hidden];
             let query = &query[queries.start * hidden..queries.end * hidden];
             let key_value = &key_value[tokens.start * 2 * hidden..tokens.end * 2 * hidden];
-            self.attend(query, key_value, hidden, products, buffers, out);
+            self.attend(query, key_value, hidden, products, attention, out);
         }
         input.set(context, hidden, runtime.precision);
-        self.attention_output.forward(input, products, ys);
-        self.attention_norm.add(xs, ys);
+        self.attention_norm.add(xs, self.attention_output.forward(input, products, ys));
         input.set(xs, hidden, runtime.precision);
-        self.intermediate.forward(input, products, inner);
-        match self.hidden_act {
-            HiddenAct::Gelu => Gelu {}.map_mut(inner),
-            HiddenAct::GeluApproximate => ApproxGelu {}.map_mut(inner),
-            HiddenAct::Relu => inner.iter_mut().for_each(|it| *it = it.max(0.0)),
-        }
-        input.set(inner, inner.len() / (xs.len() / hidden), runtime.precision);
-        self.output.forward(input, products, ys);
-        self.output_norm.add(xs, ys);
+        self.intermediate.forward_within(input, products, |row| match self.hidden_act {
+            HiddenAct::Gelu => Gelu {}.map_mut(row),
+            HiddenAct::GeluApproximate => ApproxGelu {}.map_mut(row),
+            HiddenAct::Relu => row.iter_mut().for_each(|it| *it = it.max(0.0)),
+        });
+        self.output_norm.add(xs, self.output.forward(input, products, ys));
     }
 
     /// Attention of one row: `query` is `(queries, hidden)`, `key_value` `(tokens, 2 * hidden)`, `out`
@@ -179,13 +179,13 @@ impl Layer {
         key_value: &[f32],
         hidden: usize,
         products: &Products,
-        (scores, head_out): (&mut Vec<f32>, &mut Vec<f32>),
+        Attention { scores, head }: &mut Attention,
         out: &mut [f32],
     ) {
         let (n_queries, n_tokens) = (query.len() / hidden, key_value.len() / (2 * hidden));
         let size = hidden / self.n_heads;
-        scores.resize(n_queries * n_tokens, 0.0);
-        head_out.resize(n_queries * size, 0.0);
+        let scores = room(scores, n_queries * n_tokens);
+        let head = room(head, n_queries * size);
         for begin in (0..hidden).step_by(size) {
             let query = view(&query[begin..], [n_queries, size], [hidden, 1]);
             let key = view(&key_value[begin..], [size, n_tokens], [1, 2 * hidden]);
@@ -195,8 +195,8 @@ impl Layer {
                 Softmax::new_mut(it).dispatch();
             });
             let scores = view(scores, [n_queries, n_tokens], [n_tokens, 1]);
-            products.matmul(head_out, scores, value, 1.0);
-            for (out, head) in out.chunks_exact_mut(hidden).zip(head_out.chunks_exact(size)) {
+            products.matmul(head, scores, value, 1.0);
+            for (out, head) in out.chunks_exact_mut(hidden).zip(head.chunks_exact(size)) {
                 out[begin..begin + size].copy_from_slice(head);
             }
         }
@@ -313,16 +313,13 @@ impl Runtime {
             rest = others;
         }
         parts.into_par_iter().for_each(|(group, part)| {
-            with_scratch(|scratch| {
-                self.pooled_group(group, scratch);
-                part.copy_from_slice(&scratch.ys);
-            });
+            with_scratch(|scratch| self.pooled_group(group, scratch, part));
         });
         out
     }
 
-    /// Pooled vectors of one group, into `scratch.ys`.
-    fn pooled_group(&self, rows: &[&[u32]], scratch: &mut Scratch) {
+    /// Pooled vectors of one group, into `out`.
+    fn pooled_group(&self, rows: &[&[u32]], scratch: &mut Scratch, out: &mut [f32]) {
         let hidden = self.hidden;
         scratch.bounds.clear();
         scratch.bounds.push(0);
@@ -343,8 +340,8 @@ impl Runtime {
         }
         let Scratch { products, input, xs, ys, .. } = scratch;
         input.set(xs, hidden, Precision::F32);
-        self.pooler.forward(input, products, ys);
-        Tanh {}.map_mut(ys);
+        out.copy_from_slice(self.pooler.forward(input, products, ys));
+        Tanh {}.map_mut(out);
     }
 }
 

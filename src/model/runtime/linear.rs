@@ -1,5 +1,7 @@
 //! Linear layers over packed weights, in f32 or in whole numbers.
 
+use std::slice::from_mut;
+
 use candle_core::{Result, Tensor};
 use rten_gemm::{BiasVector, GemmExecutor, GemmInputA, GemmInputB, GemmOptions, PackedBMatrix};
 use rten_tensor::NdTensorView;
@@ -45,16 +47,27 @@ impl Products {
     }
 }
 
+/// The first `n` values of `buffer`. It never shrinks: filling what is overwritten anyway takes time.
+pub fn room<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) -> &mut [T] {
+    if buffer.len() < n {
+        buffer.resize(n, T::default());
+    }
+    &mut buffer[..n]
+}
+
 /// Activations ready to be multiplied, by one layer or several.
 #[derive(Default)]
 pub struct Input {
     n_rows: usize,
     width: usize,
+    /// As given; empty in whole numbers.
     values: Vec<f32>,
     bytes: Vec<u8>,
     scales: Vec<f32>,
     zero_points: Vec<i32>,
+    /// A product in whole numbers, and a row of it as floats.
     sums: Vec<i32>,
+    row: Vec<f32>,
 }
 
 impl Input {
@@ -67,16 +80,10 @@ impl Input {
                 self.values.extend_from_slice(xs);
             }
             Precision::Int8 => {
-                self.bytes.resize(xs.len(), 0);
-                self.scales.resize(self.n_rows, 0.0);
-                self.zero_points.resize(self.n_rows, 0);
-                kernels::quantize(
-                    xs,
-                    width,
-                    &mut self.bytes,
-                    &mut self.scales,
-                    &mut self.zero_points,
-                );
+                let bytes = room(&mut self.bytes, xs.len());
+                let scales = room(&mut self.scales, self.n_rows);
+                let zero_points = room(&mut self.zero_points, self.n_rows);
+                kernels::quantize(xs, width, bytes, scales, zero_points);
             }
         }
     }
@@ -139,40 +146,108 @@ impl Linear {
         })
     }
 
-    /// Rows of `input` to rows of `out`, which is resized.
-    pub fn forward(&self, input: &mut Input, products: &Products, out: &mut Vec<f32>) {
-        let shape = [input.n_rows, input.width];
+    /// Rows of `input` to rows of `n_out`, which lie in `out`.
+    pub fn forward<'a>(
+        &self,
+        input: &mut Input,
+        products: &Products,
+        out: &'a mut Vec<f32>,
+    ) -> &'a mut [f32] {
         match self {
             Self::F32 { weight, bias } => {
-                out.resize(input.n_rows * bias.len(), 0.0);
-                let values = NdTensorView::from_data(shape, input.values.as_slice());
-                let bias = Some(BiasVector::Row(bias));
-                products.f32.gemm(
-                    out,
-                    GemmInputA::Unpacked(values),
-                    GemmInputB::Packed(weight),
-                    GemmOptions { bias, ..GemmOptions::default() },
-                )
+                let out = room(out, input.n_rows * bias.len());
+                exact_product(input, products, weight, bias, out);
+                out
             }
             Self::Int8 { weight, columns } => {
-                out.resize(input.n_rows * columns.bias.len(), 0.0);
-                let bytes = NdTensorView::from_data(shape, input.bytes.as_slice());
-                input.sums.resize(out.len(), 0);
-                // The zero points are taken out below: rten-gemm 0.27.0 would use those of the first
-                // rows for all (`pack_a_impl` indexes them within a panel).
-                let done = products.int8.gemm(
-                    &mut input.sums,
-                    GemmInputA::Unpacked(bytes),
-                    GemmInputB::Packed(weight),
-                    GemmOptions::default(),
-                );
-                let Input { sums, scales, zero_points, .. } = input;
-                kernels::dequantize(sums, scales, zero_points, columns, out);
-                done
+                let out = room(out, input.n_rows * columns.bias.len());
+                whole_product(input, products, weight, columns);
+                let Input { sums, scales, zero_points, n_rows, .. } = input;
+                let (scales, zero_points) = (&scales[..*n_rows], &zero_points[..*n_rows]);
+                kernels::dequantize(&sums[..out.len()], scales, zero_points, columns, out);
+                out
             }
         }
-        .expect("the shapes agree by construction");
     }
+
+    /// `input` becomes this layer's output, each row changed by `activate`; row by row, so that a wide
+    /// one never leaves the innermost cache as floats.
+    pub fn forward_within(
+        &self,
+        input: &mut Input,
+        products: &Products,
+        activate: impl Fn(&mut [f32]),
+    ) {
+        match self {
+            Self::F32 { weight, bias } => {
+                let mut out = std::mem::take(&mut input.row);
+                exact_product(
+                    input,
+                    products,
+                    weight,
+                    bias,
+                    room(&mut out, input.n_rows * bias.len()),
+                );
+                out.truncate(input.n_rows * bias.len());
+                out.chunks_exact_mut(bias.len()).for_each(activate);
+                input.row = std::mem::replace(&mut input.values, out);
+                input.width = bias.len();
+            }
+            Self::Int8 { weight, columns } => {
+                whole_product(input, products, weight, columns);
+                input.width = columns.bias.len();
+                let Input { n_rows, width, bytes, scales, zero_points, sums, row, .. } = input;
+                let row = room(row, *width);
+                let rows = room(bytes, *n_rows * *width).chunks_exact_mut(*width);
+                let params = scales.iter_mut().zip(zero_points);
+                for ((bytes, sums), (scale, zero_point)) in
+                    rows.zip(sums.chunks_exact(*width)).zip(params)
+                {
+                    let (scale, zero_point) = (from_mut(scale), from_mut(zero_point));
+                    kernels::dequantize(sums, scale, zero_point, columns, row);
+                    activate(row);
+                    kernels::quantize(row, *width, bytes, scale, zero_point);
+                }
+            }
+        }
+    }
+}
+
+fn exact_product(
+    input: &Input,
+    products: &Products,
+    weight: &PackedBMatrix<f32>,
+    bias: &[f32],
+    out: &mut [f32],
+) {
+    let values = NdTensorView::from_data([input.n_rows, input.width], input.values.as_slice());
+    let options = GemmOptions { bias: Some(BiasVector::Row(bias)), ..GemmOptions::default() };
+    products
+        .f32
+        .gemm(out, GemmInputA::Unpacked(values), GemmInputB::Packed(weight), options)
+        .expect("the shapes agree by construction");
+}
+
+/// Into `input.sums`; the zero points are not yet taken out.
+fn whole_product(
+    input: &mut Input,
+    products: &Products,
+    weight: &PackedBMatrix<i8>,
+    columns: &Columns,
+) {
+    let Input { n_rows, width, bytes, sums, .. } = input;
+    let bytes = NdTensorView::from_data([*n_rows, *width], &bytes[..*n_rows * *width]);
+    // No zero points: rten-gemm 0.27.0 would use those of the first rows for all (`pack_a_impl` indexes
+    // them within a panel).
+    products
+        .int8
+        .gemm(
+            room(sums, *n_rows * columns.bias.len()),
+            GemmInputA::Unpacked(bytes),
+            GemmInputB::Packed(weight),
+            GemmOptions::default(),
+        )
+        .expect("the shapes agree by construction");
 }
 
 /// Rows of `n_in` weights as whole numbers, and the scale of each row.
