@@ -3,7 +3,6 @@
 //! Source: Weinberger et al. 2009, "Feature Hashing for Large Scale Multitask Learning": no table of
 //! n-grams is kept, so a bundle stays small and any n-gram costs a few nanoseconds.
 
-use std::collections::BTreeMap;
 use std::hash::Hasher;
 
 use fnv::FnvHasher;
@@ -17,7 +16,7 @@ pub type Ngrams = Vec<(u32, f32)>;
 /// into the upper. Characters run on over word borders.
 pub fn ngrams(words: &[Word<'_>], n_buckets: usize) -> Ngrams {
     let half = (n_buckets / 2).max(1) as u64;
-    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut buckets = Vec::with_capacity(6 * words.len());
     let mut count = |parts: &[&str], offset: u64| {
         // FNV-1a: the same number on every machine and in every version of this program.
         let mut hasher = FnvHasher::default();
@@ -26,7 +25,7 @@ pub fn ngrams(words: &[Word<'_>], n_buckets: usize) -> Ngrams {
             hasher.write_u8(0xff); // Never inside UTF-8: "a b" is not "ab".
         }
         let hash = hasher.finish();
-        *counts.entry(((hash ^ (hash >> 32)) % half + offset) as u32).or_default() += 1;
+        buckets.push(((hash ^ (hash >> 32)) % half + offset) as u32);
     };
     let text: String = words.iter().map(|it| it.text).collect();
     let starts: Vec<usize> = text.char_indices().map(|it| it.0).chain([text.len()]).collect();
@@ -41,7 +40,8 @@ pub fn ngrams(words: &[Word<'_>], n_buckets: usize) -> Ngrams {
             count(window, half);
         }
     }
-    counts.into_iter().map(|(bucket, n)| (bucket, 1.0 + (n as f32).ln())).collect()
+    buckets.sort_unstable();
+    buckets.chunk_by(u32::eq).map(|it| (it[0], 1.0 + (it.len() as f32).ln())).collect()
 }
 
 #[cfg(test)]
