@@ -10,6 +10,7 @@ mod kernels;
 mod linear;
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use candle_core::Result;
 use candle_transformers::models::bert::{Config, HiddenAct};
@@ -64,8 +65,7 @@ impl LayerNorm {
 }
 
 struct Layer {
-    query: Linear,
-    key_value: Linear,
+    projections: Projections,
     attention_output: Linear,
     attention_norm: LayerNorm,
     intermediate: Linear,
@@ -73,6 +73,34 @@ struct Layer {
     output_norm: LayerNorm,
     n_heads: usize,
     hidden_act: HiddenAct,
+}
+
+/// What makes queries, keys and values of states.
+enum Projections {
+    /// All three side by side, of every token.
+    EveryToken(Linear),
+    /// The last layer's: nobody reads the states of the tokens after the first.
+    FirstToken { query: Linear, key_value: Linear },
+}
+
+/// Rows of floats, `stride` apart, from some column on.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [f32],
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn at_column(self, column: usize) -> Self {
+        Self { data: &self.data[column..], ..self }
+    }
+
+    /// `n_columns` of `rows`.
+    fn block(self, rows: &Range<usize>, n_columns: usize) -> NdTensorView<'a, f32, 2> {
+        let (shape, strides) = ([rows.len(), n_columns], [self.stride, 1]);
+        NdTensorView::from_data_with_strides(shape, &self.data[rows.start * self.stride..], strides)
+            .expect("a head's columns lie inside its row")
+    }
 }
 
 /// Buffers of one thread.
@@ -85,8 +113,7 @@ struct Scratch {
     /// States of all tokens; in the last layer, of each row's first token.
     xs: Vec<f32>,
     ys: Vec<f32>,
-    query: Vec<f32>,
-    key_value: Vec<f32>,
+    projected: [Vec<f32>; 2],
     context: Vec<f32>,
     attention: Attention,
 }
@@ -116,6 +143,7 @@ impl Layer {
         config: &Config,
         products: &Products,
         precision: Precision,
+        is_last: bool,
     ) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |parts: &[&str], n_in, n_out| {
@@ -123,9 +151,17 @@ impl Layer {
             Linear::load(weights, &names, n_in, products, precision)
         };
         let norm = |part: &str| LayerNorm::load(weights, &format!("{name}.{part}"), config);
+        let [query, key, value] =
+            ["attention.self.query", "attention.self.key", "attention.self.value"];
         Ok(Self {
-            query: linear(&["attention.self.query"], hidden, hidden)?,
-            key_value: linear(&["attention.self.key", "attention.self.value"], hidden, hidden)?,
+            projections: if is_last {
+                Projections::FirstToken {
+                    query: linear(&[query], hidden, hidden)?,
+                    key_value: linear(&[key, value], hidden, hidden)?,
+                }
+            } else {
+                Projections::EveryToken(linear(&[query, key, value], hidden, hidden)?)
+            },
             attention_output: linear(&["attention.output.dense"], hidden, hidden)?,
             attention_norm: norm("attention.output.LayerNorm")?,
             intermediate: linear(&["intermediate.dense"], hidden, inner)?,
@@ -136,29 +172,37 @@ impl Layer {
         })
     }
 
-    /// States in `scratch.xs` to the next ones; only each row's first token's when `is_last`.
-    fn forward(&self, scratch: &mut Scratch, runtime: &Runtime, is_last: bool) {
+    /// States in `scratch.xs` to the next ones; in the last layer, to each row's first token's.
+    fn forward(&self, scratch: &mut Scratch, runtime: &Runtime) {
         let hidden = runtime.hidden;
-        let Scratch { products, bounds, input, xs, ys, query, key_value, context, attention } =
-            scratch;
+        let Scratch { products, bounds, input, xs, ys, projected, context, attention } = scratch;
+        let [projected, queries] = projected;
         input.set(xs, hidden, runtime.precision);
-        let key_value = self.key_value.forward(input, products, key_value);
-        if is_last {
-            for (row_idx, &begin) in bounds[..bounds.len() - 1].iter().enumerate() {
-                xs.copy_within(begin * hidden..(begin + 1) * hidden, row_idx * hidden);
+        let (query, key, is_last) = match &self.projections {
+            Projections::EveryToken(all) => {
+                let all =
+                    Rows { data: all.forward(input, products, projected), stride: 3 * hidden };
+                (all, all.at_column(hidden), false)
             }
-            xs.truncate((bounds.len() - 1) * hidden);
-            input.set(xs, hidden, runtime.precision);
-        }
-        let query = self.query.forward(input, products, query);
+            Projections::FirstToken { query, key_value } => {
+                let key_value = key_value.forward(input, products, projected);
+                for (row_idx, &begin) in bounds[..bounds.len() - 1].iter().enumerate() {
+                    xs.copy_within(begin * hidden..(begin + 1) * hidden, row_idx * hidden);
+                }
+                xs.truncate((bounds.len() - 1) * hidden);
+                input.set(xs, hidden, runtime.precision);
+                let query = query.forward(input, products, queries);
+                let query = Rows { data: query, stride: hidden };
+                (query, Rows { data: key_value, stride: 2 * hidden }, true)
+            }
+        };
         let context = room(context, xs.len());
         for (row_idx, row) in bounds.windows(2).enumerate() {
-            let queries = if is_last { row_idx..row_idx + 1 } else { row[0]..row[1] };
             let tokens = row[0]..row[1];
+            let queries = if is_last { row_idx..row_idx + 1 } else { tokens.clone() };
             let out = &mut context[queries.start * hidden..queries.end * hidden];
-            let query = &query[queries.start * hidden..queries.end * hidden];
-            let key_value = &key_value[tokens.start * 2 * hidden..tokens.end * 2 * hidden];
-            self.attend(query, key_value, hidden, products, attention, out);
+            let value = key.at_column(hidden);
+            self.attend([query, key, value], &queries, &tokens, products, attention, out);
         }
         input.set(context, hidden, runtime.precision);
         self.attention_norm.add(xs, self.attention_output.forward(input, products, ys));
@@ -171,41 +215,36 @@ impl Layer {
         self.output_norm.add(xs, self.output.forward(input, products, ys));
     }
 
-    /// Attention of one row: `query` is `(queries, hidden)`, `key_value` `(tokens, 2 * hidden)`, `out`
+    /// Attention of one row's `queries` to its `tokens`, by queries, keys and values of all rows; `out` is
     /// `(queries, hidden)`.
     fn attend(
         &self,
-        query: &[f32],
-        key_value: &[f32],
-        hidden: usize,
+        [query, key, value]: [Rows<'_>; 3],
+        queries: &Range<usize>,
+        tokens: &Range<usize>,
         products: &Products,
         Attention { scores, head }: &mut Attention,
         out: &mut [f32],
     ) {
-        let (n_queries, n_tokens) = (query.len() / hidden, key_value.len() / (2 * hidden));
+        let hidden = out.len() / queries.len();
         let size = hidden / self.n_heads;
-        let scores = room(scores, n_queries * n_tokens);
-        let head = room(head, n_queries * size);
+        let scores = room(scores, queries.len() * tokens.len());
+        let head = room(head, queries.len() * size);
         for begin in (0..hidden).step_by(size) {
-            let query = view(&query[begin..], [n_queries, size], [hidden, 1]);
-            let key = view(&key_value[begin..], [size, n_tokens], [1, 2 * hidden]);
-            let value = view(&key_value[hidden + begin..], [n_tokens, size], [2 * hidden, 1]);
-            products.matmul(scores, query, key, 1.0 / (size as f32).sqrt());
-            scores.chunks_exact_mut(n_tokens).for_each(|it| {
+            let [query, key, value] = [query, key, value].map(|it| it.at_column(begin));
+            let key = key.block(tokens, size);
+            let scale = 1.0 / (size as f32).sqrt();
+            products.matmul(scores, query.block(queries, size), key.transposed(), scale);
+            scores.chunks_exact_mut(tokens.len()).for_each(|it| {
                 Softmax::new_mut(it).dispatch();
             });
-            let scores = view(scores, [n_queries, n_tokens], [n_tokens, 1]);
-            products.matmul(head, scores, value, 1.0);
+            let scores = NdTensorView::from_data([queries.len(), tokens.len()], &*scores);
+            products.matmul(head, scores, value.block(tokens, size), 1.0);
             for (out, head) in out.chunks_exact_mut(hidden).zip(head.chunks_exact(size)) {
                 out[begin..begin + size].copy_from_slice(head);
             }
         }
     }
-}
-
-fn view(data: &[f32], shape: [usize; 2], strides: [usize; 2]) -> NdTensorView<'_, f32, 2> {
-    NdTensorView::from_data_with_strides(shape, data, strides)
-        .expect("a head's columns lie inside its row")
 }
 
 impl Runtime {
@@ -243,8 +282,11 @@ impl Runtime {
             positions,
             norm: LayerNorm::load(weights, "bert.embeddings.LayerNorm", config)?,
             layers: (0..config.num_hidden_layers)
-                .map(|it| format!("bert.encoder.layer.{it}"))
-                .map(|name| Layer::load(weights, &name, config, &products, precision))
+                .map(|it| {
+                    let name = format!("bert.encoder.layer.{it}");
+                    let is_last = it + 1 == config.num_hidden_layers;
+                    Layer::load(weights, &name, config, &products, precision, is_last)
+                })
                 .collect::<Result<_>>()?,
             pooler: exact(&[("bert.pooler.dense".to_owned(), hidden)])?,
             heads: exact(&sizes.layers().map(|(name, n_out)| (name.to_owned(), n_out)))?,
@@ -335,9 +377,7 @@ impl Runtime {
             scratch.bounds.push(scratch.xs.len() / hidden);
         }
         self.norm.add(&mut scratch.xs, &scratch.ys);
-        for (layer_idx, layer) in self.layers.iter().enumerate() {
-            layer.forward(scratch, self, layer_idx + 1 == self.layers.len());
-        }
+        self.layers.iter().for_each(|it| it.forward(scratch, self));
         let Scratch { products, input, xs, ys, .. } = scratch;
         input.set(xs, hidden, Precision::F32);
         out.copy_from_slice(self.pooler.forward(input, products, ys));
