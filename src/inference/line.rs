@@ -72,6 +72,9 @@ impl Lanes {
 
 /// Forgets the items of callers that hung up, and those it is too late for.
 fn drop_unwanted(queue: &mut VecDeque<Pending>, now: Instant) {
+    if !queue.iter().any(|it| it.reply.is_closed() || it.is_late(now)) {
+        return; // As nearly always: a long line is not moved for nothing.
+    }
     *queue = std::mem::take(queue).into_iter().filter_map(|it| it.if_wanted(now)).collect();
 }
 
