@@ -38,7 +38,7 @@ function done(summary, latency)
   end
   local e = summary.errors
   io.write(string.format(
-    "RESULT ok=%d refused=%d other=%d socket_errors=%d timeouts=%d ok_per_s=%.0f p50_ms=%.1f p90_ms=%.1f p99_ms=%.1f max_ms=%.1f\n",
+    "RESULT ok=%d refused=%d other=%d socket_errors=%d timeouts=%d ok_per_s=%.0f p50_ms=%.1f p95_ms=%.1f p99_ms=%.1f max_ms=%.1f\n",
     sum.ok, sum.busy, sum.other, e.connect + e.read + e.write, e.timeout, sum.ok / (summary.duration / 1e6),
-    latency:percentile(50) / 1e3, latency:percentile(90) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+    latency:percentile(50) / 1e3, latency:percentile(95) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
 end

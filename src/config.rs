@@ -20,6 +20,8 @@ pub const DEFAULT_FILE: &str = "triage.toml";
 pub const DEFAULT_MODELS: &str = "models";
 /// The bundle in it that is used when neither a flag nor a registry names one.
 pub const SHIPPED_MODEL: &str = "triage-base";
+/// What OpenTelemetry's own programs read.
+const OTLP_ENV: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// Every environment variable of ours starts so.
 pub const ENV_PREFIX: &str = "TRIAGE_";
 
@@ -102,6 +104,19 @@ pub struct ServeSettings {
     /// 答案缓存的内存上限（MiB），0 表示不缓存 [默认: 16]
     #[arg(long, env = "TRIAGE_CACHE_MIB", value_name = "MIB")]
     pub cache_mib: Option<usize>,
+    /// 为带 Idempotency-Key 的请求保留答复的内存上限（MiB），0 表示不理会该请求头 [默认: 16]
+    #[arg(long, env = "TRIAGE_REPLAY_MIB", value_name = "MIB")]
+    pub replay_mib: Option<usize>,
+    /// 上述答复保留的最长时间（秒）；期间重发同一请求得到同样的字节，只计算一次 [默认: 600]
+    #[arg(long, env = "TRIAGE_REPLAY_SECONDS", value_name = "SECONDS")]
+    pub replay_seconds: Option<u64>,
+    /// 客户端取走一次答复的最长时间（秒），超出则断开 [默认: 30]
+    #[arg(long, env = "TRIAGE_WRITE_SECONDS", value_name = "SECONDS")]
+    pub write_seconds: Option<u64>,
+    /// OpenTelemetry 收集器地址（OTLP/HTTP，如 http://127.0.0.1:4318），也读 OTEL_EXPORTER_OTLP_ENDPOINT；
+    /// 须以 --features otlp 编译 [默认: 不发送]
+    #[arg(long, env = "TRIAGE_OTLP_ENDPOINT", value_name = "URL")]
+    pub otlp_endpoint: Option<String>,
     /// 请求头到齐的最长时间，也是空闲连接保留的最长时间（秒）[默认: 30]
     #[arg(long, env = "TRIAGE_HEAD_SECONDS", value_name = "SECONDS")]
     pub head_seconds: Option<u64>,
@@ -185,6 +200,14 @@ pub struct ServeConfig {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Memory for answers already given, in MiB; 0 for none.
     pub cache_mib: usize,
+    /// Memory for answers to requests with an `Idempotency-Key`, in MiB; 0 to overlook the header.
+    pub replay_mib: usize,
+    /// Longest time such an answer is kept, in seconds.
+    pub replay_seconds: u64,
+    /// Longest time a caller takes to read an answer, in seconds.
+    pub write_seconds: u64,
+    /// Address of an OpenTelemetry collector that takes OTLP over HTTP; spans go nowhere when there is none.
+    pub otlp_endpoint: Option<String>,
     /// Longest time for a request's head, and for an idle connection, in seconds.
     pub head_seconds: u64,
     /// Most connections at once.
@@ -235,6 +258,11 @@ struct FileServe {
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_key: Option<PathBuf>,
     cache_mib: Option<usize>,
+    replay_mib: Option<usize>,
+    replay_seconds: Option<u64>,
+    write_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    otlp_endpoint: Option<String>,
     head_seconds: Option<u64>,
     max_connections: Option<usize>,
 }
@@ -248,11 +276,11 @@ struct FileLog {
 
 /// Settings that may be absent from [`Config::to_toml`].
 #[cfg(test)]
-const OPTIONAL_KEYS: [&str; 5] =
-    ["model", "user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key"];
+const OPTIONAL_KEYS: [&str; 6] =
+    ["model", "user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key", "serve.otlp_endpoint"];
 
 /// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 26] = [
     "model",
     "models",
     "user_dict",
@@ -271,6 +299,10 @@ const KEYS: [&str; 22] = [
     "serve.tls_cert",
     "serve.tls_key",
     "serve.cache_mib",
+    "serve.replay_mib",
+    "serve.replay_seconds",
+    "serve.write_seconds",
+    "serve.otlp_endpoint",
     "serve.head_seconds",
     "serve.max_connections",
     "log.format",
@@ -285,10 +317,13 @@ impl Config {
     pub fn load(common: &CommonArgs, serve: &ServeSettings) -> Result<Self, ConfigError> {
         let named = common.config.as_deref();
         let default = Path::new(DEFAULT_FILE);
-        let file = match named.or_else(|| default.is_file().then_some(default)) {
+        let mut file = match named.or_else(|| default.is_file().then_some(default)) {
             Some(path) => read_file(path)?,
             None => File::default(),
         };
+        if cfg!(feature = "otlp") && file.serve.otlp_endpoint.is_none() {
+            file.serve.otlp_endpoint = std::env::var(OTLP_ENV).ok().filter(|it| !it.is_empty());
+        }
         Self::merge(common, serve, file)
     }
 
@@ -330,6 +365,19 @@ impl Config {
                 "`{origin}` is no origin; write scheme, host and port, such as https://console.example.org"
             );
             return Err(ConfigError::Value { key: "serve.cors_origins", reason });
+        }
+        let otlp_endpoint = serve.otlp_endpoint.clone().or(file.serve.otlp_endpoint);
+        if let Some(endpoint) = &otlp_endpoint {
+            if !cfg!(feature = "otlp") {
+                return Err(ConfigError::NoOtlp);
+            }
+            if !is_origin(endpoint.trim_end_matches('/')) || endpoint.starts_with("https") {
+                let reason = format!(
+                    "`{endpoint}` cannot be used; write scheme, host and port of a collector beside the service, \
+                     such as http://127.0.0.1:4318"
+                );
+                return Err(ConfigError::Value { key: "serve.otlp_endpoint", reason });
+            }
         }
         let number = |key, flag: Option<usize>, file: Option<usize>, default, range| {
             in_range(key, flag.or(file).unwrap_or(default), range)
@@ -391,6 +439,24 @@ impl Config {
                     16,
                     0..=65_536,
                 )?,
+                replay_mib: number(
+                    "serve.replay_mib",
+                    serve.replay_mib,
+                    file.serve.replay_mib,
+                    16,
+                    0..=65_536,
+                )?,
+                replay_seconds: in_range(
+                    "serve.replay_seconds",
+                    serve.replay_seconds.or(file.serve.replay_seconds).unwrap_or(600),
+                    1..=86_400,
+                )?,
+                write_seconds: in_range(
+                    "serve.write_seconds",
+                    serve.write_seconds.or(file.serve.write_seconds).unwrap_or(30),
+                    1..=3600,
+                )?,
+                otlp_endpoint,
                 head_seconds: in_range(
                     "serve.head_seconds",
                     serve.head_seconds.or(file.serve.head_seconds).unwrap_or(30),
@@ -440,6 +506,10 @@ impl Config {
                 tls_cert: serve.tls.as_ref().map(|it| it.0.clone()),
                 tls_key: serve.tls.as_ref().map(|it| it.1.clone()),
                 cache_mib: Some(serve.cache_mib),
+                replay_mib: Some(serve.replay_mib),
+                replay_seconds: Some(serve.replay_seconds),
+                write_seconds: Some(serve.write_seconds),
+                otlp_endpoint: serve.otlp_endpoint.clone(),
                 head_seconds: Some(serve.head_seconds),
                 max_connections: Some(serve.max_connections),
             },
@@ -634,6 +704,12 @@ pub enum ConfigError {
     /// One of certificate and key.
     #[error("`serve.tls_cert` and `serve.tls_key` go together; give both or neither")]
     HalfTls,
+    /// A collector, and nothing that could send to it.
+    #[error(
+        "`serve.otlp_endpoint` is given, but this program was built without OpenTelemetry; build it with \
+         `cargo build --release --features otlp`, or leave the setting out"
+    )]
+    NoOtlp,
     /// Listening beyond this machine without keys and without saying so.
     #[error(
         "`serve.host` {host} can be reached from other machines and nobody would need a key; \
@@ -705,6 +781,23 @@ mod tests {
             let root = toml::Value::Table(all.clone());
             let found = key.split('.').try_fold(root, |value, part| value.get(part).cloned());
             assert!(found.is_some(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_collector_takes_the_feature_and_an_address() {
+        let otlp = |endpoint: &str| file(&format!("[serve]\notlp_endpoint = '{endpoint}'"));
+        let good = otlp("http://127.0.0.1:4318");
+        if cfg!(feature = "otlp") {
+            let endpoint = good.unwrap().serve.otlp_endpoint;
+            assert_eq!(endpoint.as_deref(), Some("http://127.0.0.1:4318"));
+            for bad in ["127.0.0.1:4318", "https://collector:4318", "http://a/b c"] {
+                let message = otlp(bad).unwrap_err().to_string();
+                assert!(message.contains("serve.otlp_endpoint"), "{bad}: {message}");
+            }
+        } else {
+            let message = good.unwrap_err().to_string();
+            assert!(message.contains("--features otlp"), "{message}");
         }
     }
 

@@ -9,9 +9,11 @@ pub mod connection;
 pub mod documented;
 pub mod error;
 mod examples;
+pub mod idempotency;
 pub mod info;
 pub mod observe;
 pub mod page;
+mod patience;
 pub mod router;
 pub mod wire;
 
@@ -28,6 +30,7 @@ use crate::cache::PredictionCache;
 use crate::inference::{Engine, EngineLimits};
 use crate::keys::{KeysFile, Quotas};
 use crate::pipeline::Pipeline;
+use crate::replay::ReplayLimits;
 use crate::telemetry::metrics::Metrics;
 
 /// Requests in progress may hold this many times the largest body together.
@@ -56,6 +59,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Memory for answers already given, in bytes; 0 for none.
     pub cache_bytes: usize,
+    /// How much is kept of requests with an `Idempotency-Key`; the header is without effect when there is none.
+    pub replays: Option<ReplayLimits>,
     /// Origins whose pages may call; none when empty.
     pub cors_origins: Vec<HeaderValue>,
     /// Who may call; everybody when there are no keys.
@@ -65,11 +70,12 @@ pub struct Settings {
 }
 
 impl From<Limits> for Settings {
-    /// No cache, no other origins, no keys.
+    /// No cache, no replays, no other origins, no keys.
     fn from(limits: Limits) -> Self {
         Self {
             limits,
             cache_bytes: 0,
+            replays: None,
             cors_origins: Vec::new(),
             keys: None,
             metrics: Metrics::new(),
@@ -132,6 +138,7 @@ pub struct Service {
     serving: RwLock<Option<Arc<Serving>>>,
     limits: Limits,
     cache_bytes: usize,
+    replays: Option<idempotency::Replays>,
     cors_origins: Vec<HeaderValue>,
     access: Option<Access>,
     metrics: Metrics,
@@ -158,7 +165,8 @@ impl Service {
 
     /// A service that answers health and waits for [`Service::open`].
     pub fn loading(settings: impl Into<Settings>) -> Arc<Self> {
-        let Settings { limits, cache_bytes, cors_origins, keys, metrics } = settings.into();
+        let Settings { limits, cache_bytes, replays, cors_origins, keys, metrics } =
+            settings.into();
         // At least one request of allowed size.
         let n_bulk = (limits.max_waiting_items / 4 * 3).max(limits.max_items);
         info::declare(&metrics);
@@ -167,6 +175,7 @@ impl Service {
             serving: RwLock::new(None),
             limits,
             cache_bytes,
+            replays: replays.map(idempotency::Replays::new),
             cors_origins,
             access: keys.map(|keys| Access { keys, quotas: Quotas::default() }),
             metrics,

@@ -10,6 +10,7 @@ mod worker;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use thiserror::Error;
 
@@ -67,6 +68,9 @@ pub enum InferError {
     /// The engine takes nothing any more.
     #[error("the service is stopping; send the request to another instance")]
     Stopped,
+    /// The deadline passed before the model came to this item.
+    #[error("the deadline passed before the model came to this item")]
+    TooLate,
     /// The model failed on this item; the cause is in the log.
     #[error("the model failed on this item; the cause is in the service's log")]
     Model,
@@ -141,22 +145,24 @@ impl Engine {
     /// # Errors
     /// [`InferError`].
     pub async fn predict(&self, prepared: Prepared) -> Result<Prediction, InferError> {
-        let mut answers = self.line.0.push(Lane::Interactive, vec![prepared])?;
+        let mut answers = self.line.0.push(Lane::Interactive, vec![prepared], None)?;
         let answer = answers.pop().ok_or(InferError::Stopped)?;
         answer.await.unwrap_or(Err(InferError::Stopped))
     }
 
     /// One result per item, in order. The items are taken all or none, and an item the model fails
-    /// on fails alone.
+    /// on fails alone. Nothing is computed after `deadline`: it is looked at when the items are queued, when they are
+    /// taken out of the line, and before each computation.
     ///
     /// # Errors
-    /// [`InferError::Overloaded`] or [`InferError::Stopped`] when the items were not taken.
+    /// [`InferError::Overloaded`], [`InferError::TooLate`] or [`InferError::Stopped`] when the items were not taken.
     pub async fn predict_many(
         &self,
         lane: Lane,
         prepared: Vec<Prepared>,
+        deadline: Option<Instant>,
     ) -> Result<Vec<Result<Prediction, InferError>>, InferError> {
-        let answers: Vec<Answer> = self.line.0.push(lane, prepared)?;
+        let answers: Vec<Answer> = self.line.0.push(lane, prepared, deadline)?;
         let mut results = Vec::with_capacity(answers.len());
         for answer in answers {
             results.push(answer.await.unwrap_or(Err(InferError::Stopped)));

@@ -27,7 +27,7 @@ pub enum Role {
     Classify,
     /// Look at cases and correct them; no route takes it yet.
     Review,
-    /// Train and promote models; no route takes it yet.
+    /// Train and promote models; no route takes it yet. Uncalibrated scores are for who does.
     Train,
     /// Read metrics.
     Operate,

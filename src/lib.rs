@@ -5,7 +5,7 @@
 //! ```text
 //! main -> commands -> http -----> inference --> pipeline --> text, model --> domain
 //!                 |        |----> reply ------> evidence, pipeline
-//!                 |        \----> cache, keys, telemetry
+//!                 |        \----> cache, replay, keys, telemetry
 //!                 |-> scoring --> reply, rows, pipeline
 //!                 |-> training -> text, model, evaluation --> domain
 //!                 |-> cases ----> imports -> rows ---------> domain
@@ -28,6 +28,7 @@ pub mod reply;
 pub mod inference;
 
 pub mod cache;
+pub mod replay;
 
 pub mod http;
 

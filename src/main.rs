@@ -71,7 +71,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         _ => &defaults,
     };
     let mut config = Config::load(&cli.common, serve)?;
-    telemetry::init(config.log);
+    let otlp_endpoint = match cli.command {
+        Command::Serve(_) => config.serve.otlp_endpoint.as_deref(),
+        _ => None,
+    };
+    // Sends the last spans when it is dropped.
+    let _exporter = telemetry::init(config.log, otlp_endpoint)?;
     // The registry's own commands must work when what it names is broken.
     if !matches!(cli.command, Command::Models(_) | Command::Check(_) | Command::Completions { .. })
     {

@@ -240,6 +240,7 @@ pub struct Pipeline {
     taxonomy: Taxonomy,
     policy_digest: String,
     metadata: serde_json::Value,
+    card: String,
 }
 
 /// Why a bundle cannot be used, or a batch not be computed.
@@ -299,6 +300,9 @@ impl Pipeline {
         precision: Precision,
     ) -> Result<Self, PipelineError> {
         let mut pipeline = Self::unruled(dir, segmenter(user_dict)?, precision)?;
+        if let Ok(card) = std::fs::read_to_string(dir.join("README.md")) {
+            pipeline.card = card;
+        }
         if let Some(policy) = sidecar::policy(dir, &pipeline.identity.digest)? {
             pipeline.apply_policy(&policy);
         }
@@ -353,6 +357,8 @@ impl Pipeline {
             policy_digest: sha256(crate::domain::taxonomy::DEFAULT_TOML.as_bytes()),
             taxonomy,
             metadata,
+            // A bundle is whole without its card.
+            card: format!("# {} {}\n", manifest.name, manifest.version),
         })
     }
 
@@ -435,6 +441,11 @@ impl Pipeline {
     /// What `GET /v1/model` shows beyond the identity: the bundle's manifest and metrics.
     pub fn metadata(&self) -> &serde_json::Value {
         &self.metadata
+    }
+
+    /// The model card, in Markdown: what the version is for, how it was made, how good it is.
+    pub fn card(&self) -> &str {
+        &self.card
     }
 }
 

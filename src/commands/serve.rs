@@ -18,6 +18,7 @@ use crate::http::{Limits, Service, Settings};
 use crate::inference::{Engine, EngineLimits, EngineThread};
 use crate::keys::KeysFile;
 use crate::pipeline::Pipeline;
+use crate::replay::ReplayLimits;
 use crate::telemetry::metrics::Metrics;
 
 /// Longest time for a request's body to arrive.
@@ -84,12 +85,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let settings = Settings {
         limits,
         cache_bytes: serve.cache_mib << 20,
+        replays: (serve.replay_mib > 0).then(|| ReplayLimits {
+            max_bytes: serve.replay_mib << 20,
+            max_age: Duration::from_secs(serve.replay_seconds),
+        }),
         cors_origins: serve.cors_origins.iter().map(|it| it.parse()).collect::<Result<_, _>>()?,
         keys: keys.clone(),
         metrics: metrics.clone(),
     };
     let connections = Connections {
         head_timeout: Duration::from_secs(serve.head_seconds),
+        write_timeout: Duration::from_secs(serve.write_seconds),
         max_connections: serve.max_connections,
         drain_timeout: Duration::from_secs(serve.drain_seconds),
         tls: serve.tls.as_ref().map(|(cert, key)| tls(cert, key)).transpose()?,

@@ -67,6 +67,39 @@ impl Timing {
     }
 }
 
+/// When the answer of a request is of no use any more.
+#[derive(Debug, Clone, Copy)]
+pub struct Due {
+    /// When the request came.
+    pub began: Instant,
+    /// How long its answer may take.
+    pub limit: Duration,
+}
+
+impl Due {
+    /// The moment.
+    pub fn at(&self) -> Instant {
+        self.began + self.limit
+    }
+
+    /// What `work` gives, if it does so in time.
+    ///
+    /// # Errors
+    /// [`ApiError::DeadlineExceeded`], or what is wrong with the work.
+    pub async fn wait<T>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        let too_late = |_| self.error(InferError::TooLate);
+        tokio::time::timeout_at(self.at().into(), work).await.map_err(too_late)?
+    }
+
+    /// Why there is no prediction.
+    pub fn error(&self, error: InferError) -> ApiError {
+        ApiError::infer(error, self.limit)
+    }
+}
+
 /// Answers all texts of a request or none: the protocols that ask so have no place for one text's error.
 /// `parse` finds them in the body, and whatever else it wants.
 ///
@@ -118,18 +151,15 @@ pub async fn all_or_none<T: Send + 'static>(
         }
     })
     .await??;
+    tracing::Span::current().record("items.count", reports.len());
     let text = started.elapsed();
-    let limit = service.limits.max_deadline;
-    let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
-    let left = limit.checked_sub(text).ok_or(too_late.clone())?;
-    let predictions = tokio::time::timeout(left, predict(service, &serving, lane, rows))
-        .await
-        .map_err(|_| too_late)??;
+    let due = Due { began: started, limit: service.limits.max_deadline };
+    let predictions = due.wait(predict(service, &serving, lane, rows, due)).await?;
     let rows: Vec<_> = reports
         .into_iter()
         .zip(predictions)
-        .map(|(report, prediction)| Ok((report, prediction?)))
-        .collect::<Result<_, InferError>>()?;
+        .map(|(report, prediction)| Ok((report, prediction.map_err(|it| due.error(it))?)))
+        .collect::<Result<_, ApiError>>()?;
     let timing = Timing { text, model: started.elapsed() - text };
     received.answered(rows.len());
     Ok((Answer { serving, rows, timing }, asked))
@@ -175,7 +205,7 @@ impl Places {
     }
 }
 
-/// One result per row, in order: from the cache where it knows the text, else from the engine.
+/// One result per row, in order: from the cache where it knows the text, else from the engine, until `due`.
 ///
 /// # Errors
 /// [`ApiError`] when rows had to be computed and were not taken.
@@ -184,9 +214,11 @@ pub async fn predict(
     serving: &Serving,
     lane: Lane,
     rows: Vec<Prepared>,
+    due: Due,
 ) -> Result<Vec<Result<Prediction, InferError>>, ApiError> {
     let Some(cache) = &serving.cache else {
-        return Ok(serving.engine.predict_many(lane, rows).await?);
+        let predictions = serving.engine.predict_many(lane, rows, Some(due.at())).await;
+        return predictions.map_err(|it| due.error(it));
     };
     let mut answers = Vec::with_capacity(rows.len());
     let (mut unknown, mut places) = (Vec::new(), Vec::new());
@@ -200,7 +232,8 @@ pub async fn predict(
     }
     service.metrics.cache(answers.len() - unknown.len(), unknown.len());
     if !unknown.is_empty() {
-        let predictions = serving.engine.predict_many(lane, unknown).await?;
+        let predictions = serving.engine.predict_many(lane, unknown, Some(due.at())).await;
+        let predictions = predictions.map_err(|it| due.error(it))?;
         for ((idx, fingerprint), prediction) in places.into_iter().zip(predictions) {
             if let (Some(fingerprint), Ok(prediction)) = (fingerprint, &prediction) {
                 cache.insert(&fingerprint, prediction.clone());

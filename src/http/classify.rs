@@ -8,11 +8,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
-use super::answer::{self, Places, Timing, on_cpu};
+use super::access::{Caller, UNCALIBRATED};
+use super::answer::{self, Due, Places, Timing, on_cpu};
 use super::body::{self, Media};
 use super::documented;
 use super::error::ApiError;
 use super::examples;
+use super::idempotency::Transient;
 use super::wire::{self, ClassifyReply, ClassifyRequest, Fault, ItemError, ItemResult, Model};
 use super::{Service, Serving};
 use crate::domain::case::CaseId;
@@ -42,6 +44,7 @@ const EVIDENCE_AT_A_TIME: usize = 32;
 )]
 pub async fn classify(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -53,30 +56,31 @@ pub async fn classify(
     // Text work is the CPU's: it must not hold up the threads that answer everyone else.
     let taken = on_cpu({
         let (service, serving) = (Arc::clone(&service), Arc::clone(&serving));
-        move || take(&service, &serving, lane, &body)
+        move || take(&service, &serving, &caller, lane, &body)
     })
     .await??;
     let Taken { rows, probes, items, received, include_logits, deadline_ms, lane, _places } = taken;
     let limit = deadline_ms.map_or(service.limits.max_deadline, Duration::from_millis);
-    let too_late = ApiError::DeadlineExceeded { limit: limit.as_millis() as u64 };
+    let due = Due { began: started, limit };
+    tracing::Span::current().record("items.count", items.len());
     let text_duration = started.elapsed();
-    let left = limit.checked_sub(text_duration).ok_or(too_late.clone())?;
     let at_a_time = EVIDENCE_AT_A_TIME.min(service.limits.max_waiting_items);
+    let asking = Asking { serving: &serving, lane, due, at_a_time };
     let answer = async {
-        let predictions = answer::predict(&service, &serving, lane, rows).await?;
+        let predictions = answer::predict(&service, &serving, lane, rows, due).await?;
+        if predictions.contains(&Err(InferError::TooLate)) {
+            return Err(due.error(InferError::TooLate));
+        }
         let mut evidence = Vec::with_capacity(probes.len());
         for (probe, prediction) in probes.into_iter().zip(&predictions) {
             evidence.push(match prediction {
-                Ok(prediction) => {
-                    Some(explain_type(&serving, lane, at_a_time, probe, prediction).await?)
-                }
+                Ok(prediction) => Some(explain_type(&asking, probe, prediction).await?),
                 Err(_) => None,
             });
         }
         Ok::<_, ApiError>((predictions, evidence))
     };
-    let (predictions, evidence) =
-        tokio::time::timeout(left, answer).await.map_err(|_| too_late)??;
+    let (predictions, evidence) = due.wait(answer).await?;
     let timing = Timing { text: text_duration, model: started.elapsed() - text_duration };
     on_cpu(move || {
         let mut predictions = predictions.into_iter();
@@ -109,6 +113,10 @@ pub async fn classify(
                 Err(fault) => refused(id.as_ref().map(CaseId::as_str), fault.clone()),
             })
             .collect::<Vec<_>>();
+        // Ours, not the item's: the same item may do well next time.
+        let is_transient = results.iter().any(|it| {
+            matches!(it, ItemResult::Refused(it) if ["model_failed", "stopping"].contains(&it.error.code))
+        });
         let n_ok = results.iter().filter(|it| matches!(it, ItemResult::Classified(_))).count();
         let model = serving.pipeline.identity();
         let reply = ClassifyReply {
@@ -127,7 +135,11 @@ pub async fn classify(
             (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
             (HeaderName::from_static("server-timing"), timing.header()),
         ];
-        Ok((headers, json).into_response())
+        let mut response = (headers, json).into_response();
+        if is_transient {
+            response.extensions_mut().insert(Transient);
+        }
+        Ok(response)
     })
     .await?
 }
@@ -136,12 +148,18 @@ fn refused(id: Option<&str>, error: Fault) -> ItemResult<'_> {
     ItemResult::Refused(ItemError { id, status: "error", error })
 }
 
+/// How the many small predictions behind an explanation are asked for.
+struct Asking<'a> {
+    serving: &'a Arc<Serving>,
+    lane: Lane,
+    due: Due,
+    at_a_time: usize,
+}
+
 /// The words that carried the predicted type. Their many small predictions go in a few at a time, so that
 /// other callers' items come between.
 async fn explain_type(
-    serving: &Arc<Serving>,
-    lane: Lane,
-    at_a_time: usize,
+    asking: &Asking<'_>,
     probe: Probe,
     prediction: &Prediction,
 ) -> Result<(Probe, Evidence), ApiError> {
@@ -149,14 +167,14 @@ async fn explain_type(
         Ok(singles) => singles,
         Err(reason) => return Ok((probe, Evidence::Withheld(reason))),
     };
-    let type_idx = serving.pipeline.propose(prediction);
+    let type_idx = asking.serving.pipeline.propose(prediction);
     let whole = prediction.type_probabilities[type_idx].get();
     let probe = Arc::new(probe);
-    let found = match losses(serving, lane, at_a_time, &probe, singles, type_idx, whole).await? {
+    let found = match losses(asking, &probe, singles, type_idx, whole).await? {
         None => Evidence::Withheld(Reason::Overloaded),
         Some(effects) => {
             let tests = evidence::tests(&effects);
-            match losses(serving, lane, at_a_time, &probe, tests, type_idx, whole).await? {
+            match losses(asking, &probe, tests, type_idx, whole).await? {
                 None => Evidence::Withheld(Reason::Overloaded),
                 Some(losses) => evidence::explain(&effects, &losses),
             }
@@ -167,14 +185,13 @@ async fn explain_type(
 
 /// What the type's probability, `whole`, loses without each of `sets`; none when there was no room.
 async fn losses(
-    serving: &Arc<Serving>,
-    lane: Lane,
-    at_a_time: usize,
+    asking: &Asking<'_>,
     probe: &Arc<Probe>,
     sets: Vec<Vec<usize>>,
     type_idx: usize,
     whole: f32,
 ) -> Result<Option<Vec<f32>>, ApiError> {
+    let Asking { serving, lane, due, at_a_time } = *asking;
     let mut losses = Vec::with_capacity(sets.len());
     for part in sets.chunks(at_a_time) {
         let (probe, part) = (Arc::clone(probe), part.to_vec());
@@ -182,13 +199,15 @@ async fn losses(
             let serving = Arc::clone(serving);
             on_cpu(move || part.iter().map(|it| serving.pipeline.without(&probe, it)).collect())
         };
-        let predictions = match serving.engine.predict_many(lane, rows.await?).await {
+        let predictions = match serving.engine.predict_many(lane, rows.await?, Some(due.at())).await
+        {
             Ok(predictions) => predictions,
             Err(InferError::Overloaded) => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(due.error(error)),
         };
         for prediction in predictions {
-            losses.push(whole - prediction?.type_probabilities[type_idx].get());
+            let prediction = prediction.map_err(|it| due.error(it))?;
+            losses.push(whole - prediction.type_probabilities[type_idx].get());
         }
     }
     Ok(Some(losses))
@@ -209,9 +228,18 @@ struct Taken {
     _places: Places,
 }
 
-fn take(service: &Service, serving: &Serving, lane: Lane, body: &Bytes) -> Result<Taken, ApiError> {
+fn take(
+    service: &Service,
+    serving: &Serving,
+    caller: &Caller,
+    lane: Lane,
+    body: &Bytes,
+) -> Result<Taken, ApiError> {
     let limits = service.limits;
     let parsed = wire::parse(body, limits.max_items, limits.max_deadline.as_millis() as u64)?;
+    if parsed.include_logits {
+        caller.require(UNCALIBRATED)?;
+    }
     // Places before work: a full service must say so cheaply.
     let lane = parsed.lane.unwrap_or(lane);
     let received = service.metrics.receive(parsed.items.len());

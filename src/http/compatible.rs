@@ -11,6 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
+use super::access::{Caller, UNCALIBRATED};
 use super::error::ApiError;
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 
@@ -42,6 +43,17 @@ enum Scores {
     Raw,
     /// The logistic function of the uncalibrated scores.
     Sigmoid,
+}
+
+impl Scores {
+    /// # Errors
+    /// [`ApiError::Forbidden`] when `caller` may not see them.
+    fn require(self, caller: &Caller) -> Result<(), ApiError> {
+        match self {
+            Self::Probabilities => Ok(()),
+            Self::Raw | Self::Sigmoid => caller.require(UNCALIBRATED),
+        }
+    }
 }
 
 /// The labels of `item`, best first.

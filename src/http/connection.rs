@@ -23,6 +23,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
+use super::patience::Patient;
 use super::{Service, router};
 
 /// How long to wait before accepting again when the system has no file left for a connection.
@@ -33,6 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Connections {
     /// Longest time for a request's head to arrive, and for a connection to say nothing at all.
     pub head_timeout: Duration,
+    /// Longest time a caller takes to read an answer.
+    pub write_timeout: Duration,
     /// Connections at once; others wait to be accepted.
     pub max_connections: usize,
     /// Longest time a stopping service finishes what it took.
@@ -146,6 +149,7 @@ async fn talk(
 ) {
     // Answers are small and written whole: waiting for more to send only delays them.
     let _ = stream.set_nodelay(true);
+    let stream = Patient::new(stream, connections.write_timeout);
     match connections.tls {
         None => answer(stream, http, router, watcher).await,
         Some(Tls(acceptor)) => {

@@ -1,20 +1,23 @@
-//! Every refusal a route can give, for the contract: made from the errors themselves, so that status, code and
-//! text are those of the code. `tests/api/contract.rs` provokes each of them.
+//! For the contract: every refusal a route can give, made from the errors themselves, so that status, code and text
+//! are those of the code, and the header that makes a request answered once. `tests/api/contract.rs` provokes each
+//! refusal.
 
 use std::collections::BTreeMap;
 
 use axum::http::StatusCode;
 use serde_json::Value;
-use utoipa::IntoResponses;
 use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{
-    ContentBuilder, Ref, RefOr, Response, ResponseBuilder, example::ExampleBuilder,
+    ContentBuilder, Ref, RefOr, Required, Response, ResponseBuilder, example::ExampleBuilder,
 };
+use utoipa::{IntoResponses, Modify};
 
 use super::body::MAX_DEPTH;
 use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
+use super::idempotency::MAX_KEY_CHARS;
 use crate::keys::Role;
 
 type Documented = BTreeMap<String, RefOr<Response>>;
@@ -68,6 +71,8 @@ fn texts(semantic: ApiError) -> Vec<ApiError> {
         ApiError::SlowBody { limit: 10 },
         ApiError::BodyTooLarge { limit: 4 << 20, actual: Some(5 << 20) },
         ApiError::UnsupportedMediaType,
+        ApiError::InvalidIdempotencyKey,
+        ApiError::IdempotencyKeyReused,
         semantic,
         ApiError::Overloaded,
         ApiError::DeadlineExceeded { limit: 60_000 },
@@ -146,4 +151,47 @@ refusals! {
     InferenceReady: INFERENCE_V2, [access(None), vec![ApiError::UnknownModel]].concat();
     /// Of the Open Inference Protocol's inference.
     Infer: INFERENCE_V2, [texts(semantic("invalid_inputs", "`inputs` is one tensor named \"text\" of datatype \"BYTES\" and shape [n], with n UTF-8 texts as `data`", "/inputs/0/shape")), vec![ApiError::Internal, ApiError::UnknownModel]].concat();
+}
+
+/// The header that makes a request answered once.
+pub struct Idempotency;
+
+impl Modify for Idempotency {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let key = || {
+            let schema = ObjectBuilder::new()
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(MAX_KEY_CHARS))
+                .pattern(Some(r"^[A-Za-z0-9_.:-]+$"));
+            let description = "Sent again with the same key and the same body, a request is answered with the \
+                 bytes of the first time and computed once; while the first is computed, the others wait for it. \
+                 Only good answers are kept, in memory and for a bounded time. Without the header nothing is kept.";
+            ParameterBuilder::new()
+                .name("Idempotency-Key")
+                .parameter_in(ParameterIn::Header)
+                .required(Required::False)
+                .description(Some(description))
+                .schema(Some(schema))
+                .example(Some("8e03978e-40d5-43dd-bc93-6894a57f9324".into()))
+                .build()
+        };
+        let replayed = || {
+            let yes = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["true"]));
+            HeaderBuilder::new()
+                .schema(Some(yes))
+                .description(Some(
+                    "The answer was computed for an earlier request with the same key",
+                ))
+                .build()
+        };
+        for operation in openapi.paths.paths.values_mut().filter_map(|it| it.post.as_mut()) {
+            operation.parameters.get_or_insert_default().push(key().into());
+            for (status, response) in &mut operation.responses.responses {
+                if let (true, RefOr::T(response)) = (status.starts_with('2'), response) {
+                    response.headers.insert("Idempotency-Replayed".into(), replayed().into());
+                }
+            }
+        }
+    }
 }

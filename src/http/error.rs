@@ -1,10 +1,13 @@
 //! Every inner error to a status, a stable code and safe text (RFC 9457).
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::ToSchema;
 
+use super::idempotency;
 use crate::domain::case::TextError;
 use crate::inference::InferError;
 
@@ -75,6 +78,10 @@ pub enum ApiError {
         /// Limit and actual value.
         bound: Option<(u64, u64)>,
     },
+    /// An `Idempotency-Key` that is none.
+    InvalidIdempotencyKey,
+    /// An `Idempotency-Key` another request had.
+    IdempotencyKeyReused,
     /// No key, or none that is known.
     Unauthorized,
     /// A key without the role.
@@ -149,6 +156,20 @@ impl ApiError {
             Self::Semantic { code, detail, .. } => {
                 (StatusCode::UNPROCESSABLE_ENTITY, code, detail.clone())
             }
+            Self::InvalidIdempotencyKey => (
+                StatusCode::BAD_REQUEST,
+                "invalid_idempotency_key",
+                format!(
+                    "`Idempotency-Key` is one key of 1 to {} visible ASCII characters, without commas, semicolons, \
+                     backslashes and inner quotes; a fresh UUID is a good one",
+                    idempotency::MAX_KEY_CHARS
+                ),
+            ),
+            Self::IdempotencyKeyReused => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "another request had this `Idempotency-Key`; send a fresh key with every new request".into(),
+            ),
             Self::Unauthorized => (
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
@@ -236,6 +257,16 @@ impl ApiError {
         Self::Semantic { code, detail: error.to_string(), pointer, bound }
     }
 
+    /// Why there is no prediction; `limit` is the time that was allowed for it.
+    pub fn infer(error: InferError, limit: Duration) -> Self {
+        match error {
+            InferError::Overloaded => Self::Overloaded,
+            InferError::Stopped => Self::Stopping,
+            InferError::TooLate => Self::DeadlineExceeded { limit: limit.as_millis() as u64 },
+            InferError::Model => Self::Internal,
+        }
+    }
+
     /// The problem document.
     pub fn problem(&self) -> Problem {
         let (status, code, detail) = self.parts();
@@ -259,16 +290,6 @@ impl ApiError {
             limit,
             actual,
             pointer,
-        }
-    }
-}
-
-impl From<InferError> for ApiError {
-    fn from(error: InferError) -> Self {
-        match error {
-            InferError::Overloaded => Self::Overloaded,
-            InferError::Stopped => Self::Stopping,
-            InferError::Model => Self::Internal,
         }
     }
 }

@@ -13,6 +13,7 @@ use utoipa::openapi::security::{
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::compatible::{hugging_face, inference_v2, tei};
+use super::documented::Idempotency;
 use super::error::ApiError;
 use super::wire::Model;
 use super::{Service, classify, documented, error, examples, page};
@@ -102,10 +103,11 @@ pub struct NamedReply<'a> {
         title = "opinion-triage",
         description = "Triage of Chinese public-opinion items. A result is a proposal; a person decides.",
     ),
-    modifiers(&Keys),
+    modifiers(&Keys, &Idempotency),
     paths(
         classify::classify,
         model,
+        model_card,
         taxonomy,
         healthz,
         readyz,
@@ -189,6 +191,13 @@ pub async fn model(State(service): State<Arc<Service>>) -> Result<Response, ApiE
     Ok(Json(reply).into_response())
 }
 
+/// The model card: what the version is for, how it was made, how good it is.
+#[utoipa::path(get, path = "/v1/model/card", responses((status = 200, description = "Markdown", body = String, content_type = "text/markdown"), documented::About))]
+pub async fn model_card(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
+    let card = service.serving()?.pipeline.card().to_owned();
+    Ok(([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], card).into_response())
+}
+
 /// What the labels mean, and how each type is handled.
 #[utoipa::path(get, path = "/v1/taxonomy", responses((status = 200, description = "The taxonomy", body = TaxonomyReply, example = json!(examples::taxonomy())), documented::About))]
 pub async fn taxonomy(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
@@ -240,6 +249,9 @@ pub async fn metrics(State(service): State<Arc<Service>>) -> Response {
             metrics.set_waiting(lane.code(), serving.engine.n_waiting(lane));
         }
         metrics.set_cache_bytes(serving.cache.as_ref().map_or(0, PredictionCache::bytes));
+    }
+    if let Some(replays) = &service.replays {
+        metrics.set_replay_bytes(replays.bytes());
     }
     ([(header::CONTENT_TYPE, MEDIA_TYPE)], metrics.encode()).into_response()
 }

@@ -8,9 +8,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::Service;
 use super::error::ApiError;
+use crate::telemetry::export::{self, TraceParent};
 use crate::telemetry::metrics::NO_ROUTE;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -30,19 +32,29 @@ pub async fn observe(
         .get::<MatchedPath>()
         .map_or_else(|| NO_ROUTE.to_owned(), |it| it.as_str().to_owned());
     let id = accepted_id(request.headers()).unwrap_or_else(fresh_id);
-    let trace_id = trace_id(request.headers()).unwrap_or_default().to_owned();
+    let parent = trace_parent(request.headers());
     let span = tracing::info_span!(
         "request",
         http.method = method,
         http.route = route,
         request.id = id,
-        trace.id = trace_id,
+        trace.id = parent.map_or("", |it| it.trace_id),
+        http.status = Empty,
+        error.code = Empty,
+        items.count = Empty,
+        otel.name = Empty,
+        otel.kind = Empty,
     );
+    export::adopt(&span, &format!("{method} {route}"), parent);
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
     let duration = started.elapsed();
     service.metrics.request(method, &route, status, duration);
     let code = response.extensions().get::<ApiError>().map_or("", |it| it.problem().code);
+    span.record("http.status", status);
+    if !code.is_empty() {
+        span.record("error.code", code);
+    }
     span.in_scope(|| {
         tracing::debug!(
             http.status = status,
@@ -83,8 +95,8 @@ fn fresh_id() -> String {
     bytes.iter().map(|it| format!("{it:02x}")).collect()
 }
 
-/// The trace of W3C `traceparent`: `00-TRACE-PARENT-FLAGS`.
-fn trace_id(headers: &HeaderMap) -> Option<&str> {
+/// W3C `traceparent`: `00-TRACE-PARENT-FLAGS`.
+fn trace_parent(headers: &HeaderMap) -> Option<TraceParent<'_>> {
     let mut parts = headers.get("traceparent")?.to_str().ok()?.split('-');
     let (version, trace, parent, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -100,7 +112,8 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
         && is_some(parent)
         && is_hex(flags, 2)
         && (version != "00" || parts.next().is_none());
-    is_right.then_some(trace)
+    let is_sampled = u8::from_str_radix(flags, 16).is_ok_and(|it| it & 1 == 1);
+    is_right.then_some(TraceParent { trace_id: trace, parent_id: parent, is_sampled })
 }
 
 #[cfg(test)]
@@ -129,9 +142,13 @@ mod tests {
     fn traces_are_read_as_the_standard_writes_them() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let good = format!("00-{trace}-00f067aa0ba902b7-01");
-        assert_eq!(trace_id(&headers("traceparent", &good)), Some(trace));
+        let kept = TraceParent { trace_id: trace, parent_id: "00f067aa0ba902b7", is_sampled: true };
+        assert_eq!(trace_parent(&headers("traceparent", &good)), Some(kept));
+        let dropped = good.replace("-01", "-00");
+        let expected = TraceParent { is_sampled: false, ..kept };
+        assert_eq!(trace_parent(&headers("traceparent", &dropped)), Some(expected));
         let newer = format!("01-{trace}-00f067aa0ba902b7-01-more");
-        assert_eq!(trace_id(&headers("traceparent", &newer)), Some(trace));
+        assert_eq!(trace_parent(&headers("traceparent", &newer)), Some(kept));
         for bad in [
             "",
             "00",
@@ -141,7 +158,7 @@ mod tests {
             &good.replace("00f067aa0ba902b7", &"0".repeat(16)),
             &good.replacen("00", "ff", 1),
         ] {
-            assert_eq!(trace_id(&headers("traceparent", bad)), None, "{bad}");
+            assert_eq!(trace_parent(&headers("traceparent", bad)), None, "{bad}");
         }
     }
 }

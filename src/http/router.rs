@@ -13,7 +13,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 use super::access::{self, Guard};
 use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
-use super::{Service, answer, classify, info, observe, page};
+use super::{Service, answer, classify, idempotency, info, observe, page};
 use crate::keys::Role;
 
 type Routes = Router<Arc<Service>>;
@@ -33,6 +33,7 @@ pub fn router(service: Arc<Service>) -> Router {
     let about = guarded(
         Router::new()
             .route("/v1/model", get(info::model))
+            .route("/v1/model/card", get(info::model_card))
             .route("/v1/taxonomy", get(info::taxonomy)),
         &service,
         None,
@@ -90,9 +91,12 @@ pub fn router(service: Arc<Service>) -> Router {
 /// `routes` for keys with `role`, or for any known key. Wrong methods are refused in the same place, so that
 /// they take the shape their protocol has for errors.
 fn guarded(routes: Routes, service: &Arc<Service>, role: Option<Role>) -> Routes {
-    routes.method_not_allowed_fallback(async || ApiError::MethodNotAllowed).route_layer(
-        from_fn_with_state(Guard { service: Arc::clone(service), role }, access::require),
-    )
+    let guard = Guard { service: Arc::clone(service), role };
+    routes
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .route_layer(from_fn_with_state(Arc::clone(service), idempotency::once))
+        // Outside: whose key it is must be known before what was kept for it.
+        .route_layer(from_fn_with_state(guard, access::require))
 }
 
 /// Pages of other origins may call only when named.
@@ -107,7 +111,13 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
             own("x-api-key"),
             own("x-request-id"),
             own("traceparent"),
+            idempotency::KEY,
             own(answer::LANE),
         ])
-        .expose_headers([header::RETRY_AFTER, own("x-request-id"), own("server-timing")])
+        .expose_headers([
+            header::RETRY_AFTER,
+            own("x-request-id"),
+            own("server-timing"),
+            idempotency::REPLAYED,
+        ])
 }

@@ -65,7 +65,7 @@ pub struct Item {
 pub enum Include {
     /// Words that carried the type.
     Evidence,
-    /// Uncalibrated scores.
+    /// Uncalibrated scores; where there are keys, for those with the role `train`.
     Logits,
 }
 

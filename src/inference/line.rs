@@ -19,6 +19,23 @@ pub(super) struct Pending {
     pub(super) prepared: Prepared,
     pub(super) reply: oneshot::Sender<Result<Prediction, InferError>>,
     pub(super) since: Instant,
+    /// When the answer is of no use any more.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Pending {
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|it| it <= now)
+    }
+
+    /// The item, if anybody waits for it and it is not too late for it; else whoever waits hears so.
+    pub(super) fn if_wanted(self, now: Instant) -> Option<Self> {
+        if self.is_late(now) {
+            let _ = self.reply.send(Err(InferError::TooLate));
+            return None;
+        }
+        (!self.reply.is_closed()).then_some(self)
+    }
 }
 
 /// Items of one lane, to be computed together.
@@ -53,28 +70,44 @@ impl Lanes {
     }
 }
 
+/// Forgets the items of callers that hung up, and those it is too late for.
+fn drop_unwanted(queue: &mut VecDeque<Pending>, now: Instant) {
+    if !queue.iter().any(|it| it.reply.is_closed() || it.is_late(now)) {
+        return; // As nearly always: a long line is not moved for nothing.
+    }
+    *queue = std::mem::take(queue).into_iter().filter_map(|it| it.if_wanted(now)).collect();
+}
+
 impl Line {
     pub(super) fn new(limits: BatchLimits, max_waiting: usize) -> Self {
         Self { lanes: Mutex::default(), changed: Condvar::new(), limits, max_waiting }
     }
 
     /// Puts items into `lane`, all or none.
-    pub(super) fn push(&self, lane: Lane, rows: Vec<Prepared>) -> Result<Vec<Answer>, InferError> {
+    pub(super) fn push(
+        &self,
+        lane: Lane,
+        rows: Vec<Prepared>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Answer>, InferError> {
+        let since = Instant::now();
+        if deadline.is_some_and(|it| it <= since) {
+            return Err(InferError::TooLate);
+        }
         let mut lanes = self.lock();
         if lanes.is_closed {
             return Err(InferError::Stopped);
         }
         let queue = lanes.lane(lane);
         if queue.len() + rows.len() > self.max_waiting {
-            queue.retain(|it| !it.reply.is_closed()); // Those callers hung up.
+            drop_unwanted(queue, since);
             if queue.len() + rows.len() > self.max_waiting {
                 return Err(InferError::Overloaded);
             }
         }
-        let since = Instant::now();
         let answers = rows.into_iter().map(|prepared| {
             let (reply, answer) = oneshot::channel();
-            queue.push_back(Pending { prepared, reply, since });
+            queue.push_back(Pending { prepared, reply, since, deadline });
             answer
         });
         let answers = answers.collect();
@@ -88,8 +121,9 @@ impl Line {
     pub(super) fn next_batch(&self) -> Option<Batch> {
         let mut lanes = self.lock();
         loop {
-            lanes.interactive.retain(|it| !it.reply.is_closed()); // Those callers hung up.
-            lanes.bulk.retain(|it| !it.reply.is_closed());
+            let now = Instant::now();
+            drop_unwanted(&mut lanes.interactive, now);
+            drop_unwanted(&mut lanes.bulk, now);
             let costs = |it: &Pending| it.prepared.n_tokens();
             let turn = next_batch(
                 lanes.interactive.iter().map(costs),

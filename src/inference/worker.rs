@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::line::{Batch, Line};
+use super::line::{Batch, Line, Pending};
 use super::{InferError, Predictor};
 use crate::domain::prediction::Prediction;
 use crate::pipeline::Prepared;
@@ -18,21 +18,36 @@ pub(super) fn run(predictor: &dyn Predictor, line: &Line, metrics: &Metrics) {
 
 fn compute(predictor: &dyn Predictor, batch: Batch, metrics: &Metrics) {
     let Batch { lane, items } = batch;
+    // Some time may have passed since they were taken out of the line.
+    let now = Instant::now();
+    let items: Vec<Pending> = items.into_iter().filter_map(|it| it.if_wanted(now)).collect();
+    if items.is_empty() {
+        return;
+    }
     let started = Instant::now();
     for item in &items {
         metrics.waited(lane.code(), started - item.since);
     }
     let rows: Vec<&Prepared> = items.iter().map(|it| &it.prepared).collect();
-    let n_tokens = rows.iter().map(|it| it.n_tokens()).sum();
-    let results = match predict(predictor, &rows, metrics) {
-        Ok(predictions) => predictions.into_iter().map(Ok).collect(),
-        Err(error) if rows.len() == 1 => vec![Err(error)],
-        // One bad row must not take its neighbours along: compute each alone.
-        Err(_) => rows.iter().map(|row| predict_one(predictor, row, metrics)).collect::<Vec<_>>(),
-    };
-    metrics.batch(rows.len(), n_tokens, started.elapsed());
+    let (n_items, n_tokens) = (rows.len(), rows.iter().map(|it| it.n_tokens()).sum());
+    let predictions = predict(predictor, &rows, metrics);
     drop(rows);
-    for (pending, result) in items.into_iter().zip(results) {
+    let answered: Vec<(Pending, Result<Prediction, InferError>)> = match predictions {
+        Ok(predictions) => items.into_iter().zip(predictions.into_iter().map(Ok)).collect(),
+        Err(error) if n_items == 1 => items.into_iter().map(|it| (it, Err(error))).collect(),
+        // One bad row must not take its neighbours along: compute each alone, as far as there is time.
+        Err(_) => items
+            .into_iter()
+            .filter_map(|it| {
+                let pending = it.if_wanted(Instant::now())?;
+                let result = predict_one(predictor, &pending.prepared, metrics);
+                Some((pending, result))
+            })
+            .collect(),
+    };
+    // Counted first: whoever has an answer finds it counted.
+    metrics.batch(n_items, n_tokens, started.elapsed());
+    for (pending, result) in answered {
         // A caller that hung up meanwhile wants no answer.
         let _ = pending.reply.send(result);
     }
@@ -78,6 +93,7 @@ fn predict(
 mod tests {
     use std::num::NonZeroUsize;
     use std::sync::{Arc, Condvar, Mutex};
+    use std::time::Duration;
 
     use super::super::plan::{Lane, MAX_PASSED_OVER};
     use super::super::{Engine, EngineLimits};
@@ -149,7 +165,7 @@ mod tests {
         let metrics = Metrics::new();
         let (engine, thread) = Engine::start(model.clone(), limits(8), metrics.clone()).unwrap();
         let rows = ["小区停水三天", "坏坏坏", "路灯不亮了"].map(|it| model.prepare(it));
-        let results = engine.predict_many(Lane::Interactive, rows.to_vec()).await.unwrap();
+        let results = engine.predict_many(Lane::Interactive, rows.to_vec(), None).await.unwrap();
         assert_eq!(metrics.n_panics(), 2, "in the batch, and alone");
         let failed: Vec<_> = results.iter().map(|it| it.as_ref().err().copied()).collect();
         assert_eq!(failed, [None, Some(InferError::Model), None]);
@@ -165,13 +181,13 @@ mod tests {
         let row = model.prepare("小区停水");
         let spawn = |rows: Vec<Prepared>| {
             let engine = engine.clone();
-            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows).await })
+            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows, None).await })
         };
         let busy = spawn(vec![row.clone()]);
         until(|| model.batches().len() == 1).await;
         let waiting = spawn(vec![row.clone()]);
         until(|| engine.n_waiting(Lane::Interactive) == 1).await;
-        let too_many = engine.predict_many(Lane::Interactive, vec![row.clone(); 2]).await;
+        let too_many = engine.predict_many(Lane::Interactive, vec![row.clone(); 2], None).await;
         assert_eq!(too_many, Err(InferError::Overloaded));
         assert_eq!(engine.n_waiting(Lane::Interactive), 1);
         model.open();
@@ -187,7 +203,7 @@ mod tests {
         let row = model.prepare("小区停水");
         let spawn = |n_rows: usize| {
             let (engine, rows) = (engine.clone(), vec![row.clone(); n_rows]);
-            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows).await })
+            tokio::spawn(async move { engine.predict_many(Lane::Interactive, rows, None).await })
         };
         let busy = spawn(1);
         until(|| model.batches().len() == 1).await;
@@ -216,7 +232,7 @@ mod tests {
         let spawn = |lane: Lane| {
             let (engine, row, order) = (engine.clone(), row.clone(), order.clone());
             tokio::spawn(async move {
-                engine.predict_many(lane, vec![row]).await.unwrap();
+                engine.predict_many(lane, vec![row], None).await.unwrap();
                 order.lock().unwrap().push(lane);
             })
         };
@@ -234,6 +250,109 @@ mod tests {
         let bulk: Vec<usize> = (0..order.len()).filter(|&it| order[it] == Lane::Bulk).collect();
         // One was in the model already; then bulk has its turn after those that may pass it, and at the end.
         assert_eq!(bulk, [1 + MAX_PASSED_OVER, order.len() - 1]);
+        drop(engine);
+        thread.join();
+    }
+
+    /// A deadline that has passed, and one that is far away.
+    fn deadlines() -> [Option<Instant>; 2] {
+        let now = Instant::now();
+        [now.checked_sub(Duration::from_millis(1)), Some(now + Duration::from_secs(60))]
+    }
+
+    #[tokio::test]
+    async fn what_is_too_late_when_it_comes_is_not_queued() {
+        let model = Gated::new(false);
+        let (engine, _thread) = Engine::start(model.clone(), limits(8), Metrics::new()).unwrap();
+        let row = model.prepare("小区停水");
+        let [past, _] = deadlines();
+        assert!(past.is_some());
+        let late = engine.predict_many(Lane::Interactive, vec![row], past).await;
+        assert_eq!(late, Err(InferError::TooLate));
+        assert_eq!(engine.n_waiting(Lane::Interactive), 0);
+        assert_eq!(model.batches(), [] as [usize; 0]);
+    }
+
+    #[tokio::test]
+    async fn what_became_too_late_in_the_line_is_not_taken() {
+        let model = Gated::new(false);
+        let (engine, thread) = Engine::start(model.clone(), limits(8), Metrics::new()).unwrap();
+        let row = model.prepare("小区停水");
+        let spawn = |n_rows: usize, deadline: Option<Instant>| {
+            let (engine, rows) = (engine.clone(), vec![row.clone(); n_rows]);
+            tokio::spawn(
+                async move { engine.predict_many(Lane::Interactive, rows, deadline).await },
+            )
+        };
+        let busy = spawn(1, None);
+        until(|| model.batches().len() == 1).await;
+        // Nobody hangs up: it is the deadline alone that counts.
+        let soon = Instant::now() + Duration::from_millis(100);
+        let late = spawn(4, Some(soon));
+        let [_, far] = deadlines();
+        let in_time = spawn(2, far);
+        until(|| engine.n_waiting(Lane::Interactive) == 6).await;
+        tokio::time::sleep_until(soon.into()).await;
+        model.open();
+        assert!(busy.await.unwrap().unwrap()[0].is_ok());
+        let late = late.await.unwrap().unwrap();
+        assert!(late.iter().all(|it| *it == Err(InferError::TooLate)) && late.len() == 4);
+        assert!(in_time.await.unwrap().unwrap().iter().all(Result::is_ok));
+        drop(engine);
+        thread.join();
+        assert_eq!(model.batches(), [1, 2]);
+    }
+
+    #[test]
+    fn what_became_too_late_after_it_was_taken_is_not_computed() {
+        let model = Gated::new(true);
+        let [past, far] = deadlines();
+        let mut answers = Vec::new();
+        let mut batch = |deadlines: &[Option<Instant>]| {
+            let mut item = |deadline: &Option<Instant>| {
+                let (reply, answer) = tokio::sync::oneshot::channel();
+                answers.push(answer);
+                let (prepared, since) = (model.prepare("小区停水"), Instant::now());
+                Pending { prepared, reply, since, deadline: *deadline }
+            };
+            Batch { lane: Lane::Bulk, items: deadlines.iter().map(&mut item).collect() }
+        };
+        let (mixed, all_late) = (batch(&[past, far, past, None]), batch(&[past, past]));
+        compute(&*model, mixed, &Metrics::new());
+        compute(&*model, all_late, &Metrics::new());
+        assert_eq!(model.batches(), [2]);
+        let outcome = |mut it: super::super::line::Answer| it.try_recv().unwrap().err();
+        let outcomes: Vec<_> = answers.into_iter().map(outcome).collect();
+        let late = Some(InferError::TooLate);
+        assert_eq!(outcomes, [late, None, late, None, late, late]);
+    }
+
+    /// Panics on a batch of several, after a while.
+    struct SlowToFail(Arc<Gated>, Duration);
+
+    impl Predictor for SlowToFail {
+        fn predict(&self, batch: &[&Prepared]) -> Result<Vec<Prediction>, PipelineError> {
+            if batch.len() > 1 {
+                std::thread::sleep(self.1);
+                panic!("a bad batch");
+            }
+            self.0.predict(batch)
+        }
+    }
+
+    #[tokio::test]
+    async fn what_became_too_late_while_its_batch_failed_is_not_computed_alone() {
+        let model = Gated::new(true);
+        let slow = Arc::new(SlowToFail(model.clone(), Duration::from_millis(150)));
+        let (engine, thread) = Engine::start(slow, limits(8), Metrics::new()).unwrap();
+        let rows = vec![model.prepare("小区停水"); 3];
+        let soon = Some(Instant::now() + Duration::from_millis(100));
+        let late = engine.predict_many(Lane::Interactive, rows.clone(), soon).await.unwrap();
+        assert!(late.iter().all(|it| *it == Err(InferError::TooLate)), "{late:?}");
+        assert_eq!(model.batches(), [] as [usize; 0]);
+        let in_time = engine.predict_many(Lane::Interactive, rows, None).await.unwrap();
+        assert!(in_time.iter().all(Result::is_ok));
+        assert_eq!(model.batches(), [1, 1, 1]);
         drop(engine);
         thread.join();
     }

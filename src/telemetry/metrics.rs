@@ -42,6 +42,33 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+/// What became of a request with an `Idempotency-Key`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keyed {
+    /// It was the first with its key.
+    First,
+    /// It got an answer that was kept.
+    Replayed,
+    /// It waited for the first, which was being computed.
+    Waited,
+    /// Another request had the key.
+    Reused,
+}
+
+impl Keyed {
+    const ALL: [Self; 4] = [Self::First, Self::Replayed, Self::Waited, Self::Reused];
+
+    const fn labels(self) -> OutcomeLabels {
+        let outcome = match self {
+            Self::First => "first",
+            Self::Replayed => "replayed",
+            Self::Waited => "waited",
+            Self::Reused => "reused",
+        };
+        OutcomeLabels { outcome }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
     lane: &'static str,
@@ -76,6 +103,8 @@ struct Counted {
     cache_hits: Counter,
     cache_misses: Counter,
     cache_bytes: Gauge<i64, AtomicI64>,
+    keyed: Family<OutcomeLabels, Counter>,
+    replay_bytes: Gauge<i64, AtomicI64>,
     ready: Gauge,
     model: Family<ModelLabels, Gauge>,
 }
@@ -111,11 +140,16 @@ impl Metrics {
             cache_hits: Counter::default(),
             cache_misses: Counter::default(),
             cache_bytes: Gauge::default(),
+            keyed: Family::default(),
+            replay_bytes: Gauge::default(),
             ready: Gauge::default(),
             model: Family::default(),
         };
         for outcome in ["ok", "error"] {
             drop(counted.items.get_or_create(&OutcomeLabels { outcome }));
+        }
+        for keyed in Keyed::ALL {
+            drop(counted.keyed.get_or_create(&keyed.labels()));
         }
         Self(Arc::new(counted.registered()))
     }
@@ -191,6 +225,16 @@ impl Metrics {
         self.0.cache_misses.inc_by(n_misses as u64);
     }
 
+    /// A request came with an `Idempotency-Key`.
+    pub fn keyed(&self, what: Keyed) {
+        self.0.keyed.get_or_create(&what.labels()).inc();
+    }
+
+    /// Bytes kept for requests sent again, as found when somebody asks.
+    pub fn set_replay_bytes(&self, bytes: usize) {
+        self.0.replay_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
     /// The version that answers from now on.
     pub fn set_model(&self, name: &str, version: &str, digest: &str, policy_digest: &str) {
         self.0.model.clear();
@@ -252,6 +296,17 @@ impl Counted {
             "Memory the answer cache holds",
             Unit::Bytes,
             it.cache_bytes.clone(),
+        );
+        registry.register(
+            "idempotent_requests",
+            "Requests with an Idempotency-Key, by what became of them",
+            it.keyed.clone(),
+        );
+        registry.register_with_unit(
+            "replay_size",
+            "Memory kept for requests sent again",
+            Unit::Bytes,
+            it.replay_bytes.clone(),
         );
         registry.register("ready", "1 when new items would be taken", it.ready.clone());
         registry.register("model_info", "The version that answers", it.model.clone());

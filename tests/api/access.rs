@@ -71,7 +71,7 @@ async fn every_route_takes_the_role_it_says() {
         assert_eq!(status(Some(&stranger)).await, 401, "{path}");
         assert_eq!(status(None).await, 401, "{path}");
     }
-    for path in ["/v1/model", "/v1/taxonomy", "/v2", "/v2/models/triage"] {
+    for path in ["/v1/model", "/v1/model/card", "/v1/taxonomy", "/v2", "/v2/models/triage"] {
         assert_eq!(call(&app, "GET", path, Some(&train)).await.status, 200, "{path}");
         assert_eq!(get(&app, path).await.status, 401, "{path}");
     }
@@ -106,6 +106,37 @@ async fn refusals_are_problem_documents_or_their_protocols_errors() {
     assert_eq!(with("authorization", format!("bearer {operate}")).await, 200);
     assert_eq!(with("authorization", format!("Basic {operate}")).await, 401);
     assert_eq!(with("authorization", operate).await, 401);
+}
+
+#[tokio::test]
+async fn uncalibrated_scores_are_for_those_who_train() {
+    let (classify, classify_line) = fresh("c", &[Role::Classify], None).unwrap();
+    let (train, train_line) = fresh("t", &[Role::Classify, Role::Train], None).unwrap();
+    let keyed_app = keyed(&[&classify_line, &train_line]).app;
+    let open_app = router::router(service_with(true, |_| {}).service);
+    let cases = [
+        ("/v1/classify", json!({"items": [{"id": "a", "text": "路灯"}], "include": ["logits"]})),
+        ("/predict", json!({"inputs": "路灯", "raw_scores": true})),
+        ("/", json!({"inputs": "路灯", "parameters": {"function_to_apply": "none"}})),
+        (
+            "/models/triage",
+            json!({"inputs": "路灯", "parameters": {"function_to_apply": "sigmoid"}}),
+        ),
+    ];
+    for (path, body) in cases {
+        let ask = async |app: &Router, key: &str| {
+            let request = Request::post(path)
+                .header("content-type", "application/json")
+                .header("x-api-key", key)
+                .body(Body::from(body.to_string()));
+            send(app, request.unwrap()).await
+        };
+        let refused = ask(&keyed_app, &classify).await;
+        assert_eq!(refused.status, 403, "{path}");
+        assert!(refused.body.to_string().contains("`train`"), "{path}: {}", refused.body);
+        assert_eq!(ask(&keyed_app, &train).await.status, 200, "{path}");
+        assert_eq!(ask(&open_app, "").await.status, 200, "{path}: no keys, no roles");
+    }
 }
 
 #[tokio::test]

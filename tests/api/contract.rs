@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::Request;
+use axum::http::{HeaderValue, Request};
 use hyper::body::Frame;
 use opinion_triage::http::{Limits, Service, router};
 use opinion_triage::keys::{KeysFile, Role, fresh};
+use opinion_triage::replay::ReplayLimits;
 use serde_json::{Value, json};
 
 use crate::helpers::{BAD_TEXT, LIMITS, Reply, app, get, post, send, service, service_with};
@@ -102,6 +103,7 @@ impl Operation<'_> {
                 };
                 self.call(&app(), change).await
             }
+            "invalid_idempotency_key" | "idempotency_key_reused" => self.call_again(code).await,
             "no_items" => self.call_with(&app(), "{}").await,
             "empty_text" => self.call_with(&app(), self.about(" ")).await,
             "invalid_inputs" => self.call_with(&app(), r#"{"inputs": 7}"#).await,
@@ -150,6 +152,23 @@ impl Operation<'_> {
         test.gate.open();
         assert_eq!(waiting.await.unwrap().status, 200);
         reply
+    }
+
+    /// With a key that is none, or that another request had.
+    async fn call_again(&self, code: &str) -> Reply {
+        let limits = ReplayLimits { max_bytes: 1 << 20, max_age: Duration::from_secs(60) };
+        let app = router::router(service_with(true, |it| it.replays = Some(limits)).service);
+        let send = async |text: &str, key: &'static str| {
+            let with_key = |it: &mut Request<Body>| {
+                it.headers_mut().insert("idempotency-key", HeaderValue::from_static(key));
+            };
+            send(&app, self.request(Body::from(self.about(text)), with_key)).await
+        };
+        if code == "invalid_idempotency_key" {
+            return send("路灯坏了", "two keys").await;
+        }
+        assert_eq!(send("路灯坏了", "k").await.status, 200);
+        send("路灯又坏了", "k").await
     }
 
     async fn call_with_key(&self, code: &str) -> Reply {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::body::Body;
 use axum::http::Request;
+use opinion_triage::pipeline::Pipeline;
 use serde_json::json;
 
 use crate::helpers::{app, classify, get, send, service};
@@ -36,6 +37,23 @@ async fn health_model_and_taxonomy() {
 }
 
 #[tokio::test]
+async fn the_model_has_a_card() {
+    let app = app();
+    let reply = get(&app, "/v1/model/card").await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.headers["content-type"], "text/markdown; charset=utf-8");
+    let card = crate::helpers::text(&app, "/v1/model/card").await;
+    let name = get(&app, "/v1/model").await.body["name"].as_str().unwrap().to_owned();
+    assert!(card.starts_with("# ") && card.contains(&name), "{card}");
+    // The shipped version brings its own.
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/models/triage-base");
+    let precision = opinion_triage::model::runtime::Precision::F32;
+    let pipeline = Pipeline::load(std::path::Path::new(shipped), None, precision).unwrap();
+    let readme = std::fs::read_to_string(std::path::Path::new(shipped).join("README.md")).unwrap();
+    assert_eq!(pipeline.card(), readme);
+}
+
+#[tokio::test]
 async fn unknown_paths_and_methods_are_problem_documents() {
     let app = app();
     assert_eq!(get(&app, "/v1/nothing").await.problem(), (404, "not_found"));
@@ -65,6 +83,7 @@ async fn no_path_acts_on_a_text_or_a_person() {
         "get /openapi.json",
         "get /readyz",
         "get /v1/model",
+        "get /v1/model/card",
         "get /v1/taxonomy",
         "get /v2",
         "get /v2/health/live",

@@ -82,7 +82,7 @@ fn no_text_reaches_the_log_or_an_error() {
         let metrics = metrics(&app).await;
         assert!(metrics.contains("triage_items_total") && !metrics.contains(CANARY), "{metrics}");
         // What callers name themselves is no way into the log either.
-        for header in ["x-request-id", "traceparent", "x-triage-lane", "authorization"] {
+        for header in ["x-request-id", "traceparent", "x-triage-lane", "authorization", "idempotency-key"] {
             let request = Request::post("/predict")
                 .header("content-type", "application/json")
                 .header(header, HeaderValue::from_bytes(CANARY.as_bytes()).unwrap())

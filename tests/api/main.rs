@@ -9,6 +9,7 @@ mod compatible;
 mod contract;
 mod helpers;
 mod hostile;
+mod idempotency;
 mod info;
 mod logs;
 mod observed;

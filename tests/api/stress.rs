@@ -61,6 +61,8 @@ async fn server(
 
 /// Longest time for a head to arrive at these servers.
 const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
+/// Longest time they wait for an answer to be read.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(400);
 
 async fn server_with(
     test: &TestService,
@@ -74,6 +76,7 @@ async fn server_with(
         let stop = async move { drop(stopped.await) };
         let connections = Connections {
             head_timeout: HEAD_TIMEOUT,
+            write_timeout: WRITE_TIMEOUT,
             max_connections: 16,
             drain_timeout: Duration::from_secs(5),
             tls,
@@ -174,6 +177,40 @@ async fn a_connection_that_says_nothing_is_closed_and_others_are_served() {
     assert!(slow.is_empty() || slow.starts_with("HTTP/1.1 408"), "{slow}");
     assert!(silent.is_empty() || silent.starts_with("HTTP/1.1 408"), "{silent}");
     assert!(idle.starts_with("HTTP/1.1 200"), "{idle}");
+    let reply = read_all(send_raw(address, &request(&items(1).to_string())).await).await;
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+/// Big answers are asked for, one after the other, by somebody who reads none of them.
+#[tokio::test]
+async fn a_caller_that_does_not_read_is_given_up() {
+    let test = service(true);
+    let (address, _stop, server) = server(&test).await;
+    let asking = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(500);
+    let stream = send_raw(address, &asking).await;
+    let (mut reader, mut writer) = stream.into_split();
+    let begun = std::time::Instant::now();
+    let more = asking.as_bytes();
+    // As long as somebody is there, what was sent is taken or waits: only a closed connection refuses it.
+    let refused = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if let Err(error) = writer.try_write(&more[..1])
+                && error.kind() != std::io::ErrorKind::WouldBlock
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), refused).await.expect("it still holds on");
+    assert!(begun.elapsed() >= WRITE_TIMEOUT / 2, "{:?}", begun.elapsed());
+    // What had been sent before is short of what was asked for.
+    let mut read = Vec::new();
+    let _ = reader.read_to_end(&mut read).await;
+    let one = get(&router::router(test.service.clone()), "/openapi.json").await.body.to_string();
+    assert!(read.len() < 500 * one.len(), "{} bytes", read.len());
+    drop(writer.shutdown().await);
+    assert!(!server.is_finished());
     let reply = read_all(send_raw(address, &request(&items(1).to_string())).await).await;
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
 }

@@ -74,6 +74,7 @@ async fn versions_swap_under_load_without_a_failed_or_mixed_reply() {
             let stop = async move { drop(stopped.await) };
             let connections = Connections {
                 head_timeout: Duration::from_secs(5),
+                write_timeout: Duration::from_secs(5),
                 max_connections: 64,
                 drain_timeout: Duration::from_secs(5),
                 tls: None,

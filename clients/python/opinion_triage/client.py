@@ -7,6 +7,7 @@ import random
 import socket
 import time
 import urllib.parse
+import uuid
 
 # Statuses that pass: too many requests, full or stopping.
 _PASSING = (429, 503)
@@ -42,16 +43,18 @@ class Client:
 
     `key` is sent as a bearer token. `attempts` is how often a request is sent at most; between two of them the
     client waits as long as Retry-After says, else twice as long each time. `patience` bounds one wait, in seconds.
+    `idempotent` lets the service keep its answers for a while, so that all attempts of a request get the same one.
     """
 
-    def __init__(self, url="http://127.0.0.1:8080", key=None, timeout=30.0, attempts=5, patience=30.0, context=None):
+    def __init__(self, url="http://127.0.0.1:8080", key=None, timeout=30.0, attempts=5, patience=30.0, context=None,
+                 idempotent=False):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no address of a service; write one such as http://127.0.0.1:8080")
         if attempts < 1:
             raise ValueError("attempts must be at least 1")
         self._parts, self._timeout, self._context = parts, timeout, context
-        self._attempts, self._patience = attempts, patience
+        self._attempts, self._patience, self._idempotent = attempts, patience, idempotent
         self._headers = {"accept": "application/json", "user-agent": "opinion-triage-client/0.1.0"}
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -116,12 +119,13 @@ class Client:
         self.close()
 
     def _call(self, method, path, request=None):
-        """The reply's JSON. A request is safe to send again: the service keeps nothing of it."""
+        """The reply's JSON. A request is safe to send again: it changes nothing."""
         body = None if request is None else json.dumps(request, ensure_ascii=False).encode()
+        more = {"idempotency-key": str(uuid.uuid4())} if self._idempotent and body is not None else {}
         for attempt in range(1, self._attempts + 1):
             is_last = attempt == self._attempts
             try:
-                status, headers, reply = self._send(method, path, body)
+                status, headers, reply = self._send(method, path, body, more)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
                 if is_last:
@@ -142,10 +146,10 @@ class Client:
         own = 0.25 * 2 ** (attempt - 1) * random.uniform(0.5, 1.0)
         return min(self._patience, own if asked is None else asked + random.uniform(0.0, 0.25))
 
-    def _send(self, method, path, body):
+    def _send(self, method, path, body, more=()):
         if self._connection is None:
             self._connection = self._connect()
-        headers = dict(self._headers)
+        headers = {**self._headers, **dict(more)}
         if body is not None:
             headers["content-type"] = "application/json"
         self._connection.request(method, self._parts.path.rstrip("/") + path, body, headers)

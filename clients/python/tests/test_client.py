@@ -84,6 +84,17 @@ class ClientTest(unittest.TestCase):
         self.assertEqual(len(self.server.seen), 3)
         self.assertTrue(3 <= self.waits[0] <= 3.25 and 7 <= self.waits[1] <= 7.25, self.waits)
 
+    def test_all_attempts_of_a_request_have_one_key_and_each_request_its_own(self):
+        self.server.script = ["hang up", (503, {"retry-after": "1"}, {})]
+        client = self.make(idempotent=True)
+        client.classify_many(["路灯"] * 2, batch=1)
+        client.model()
+        keys = [it[1].get("idempotency-key") for it in self.server.seen]
+        self.assertEqual((len(keys), len(set(keys[:3]))), (5, 1))
+        self.assertTrue(keys[0] and keys[3] and keys[0] != keys[3])
+        self.client.classify("路灯")
+        self.assertEqual([keys[4], self.server.seen[-1][1].get("idempotency-key")], [None, None])
+
     def test_patience_has_an_end(self):
         self.server.script = [(503, {"retry-after": "900"}, {})] * 3
         with self.assertRaises(Problem) as raised:

@@ -16,6 +16,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{MODEL, Scored, Scores, fields, flag, ranked, semantic, text_schema};
 use crate::http::Service;
+use crate::http::access::Caller;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
 use crate::http::documented;
@@ -54,7 +55,8 @@ pub struct Parameters {
     /// Labels shown; all when absent.
     #[schema(minimum = 1)]
     pub top_k: Option<i64>,
-    /// `softmax` for calibrated probabilities (when absent), `sigmoid`, or `none` for uncalibrated scores.
+    /// `softmax` for calibrated probabilities (when absent), `sigmoid`, or `none` for uncalibrated scores; where
+    /// there are keys, the last two are for those with the role `train`.
     #[schema(example = "softmax", pattern = "^(softmax|sigmoid|none)$")]
     pub function_to_apply: Option<String>,
 }
@@ -96,13 +98,14 @@ struct Asked {
 pub async fn model(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     if name != MODEL && name != service.serving()?.pipeline.identity().name {
         return Err(ApiError::UnknownModel);
     }
-    classify(service, headers, body).await
+    classify(service, caller, headers, body).await
 }
 
 /// The same at the root, where its clients send when given only an address.
@@ -118,19 +121,25 @@ pub async fn model(
 )]
 pub async fn root(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    classify(service, headers, body).await
+    classify(service, caller, headers, body).await
 }
 
 async fn classify(
     service: Arc<Service>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let (answer, asked) =
-        all_or_none(&service, &headers, body, Media::Json, |it| parse(it)).await?;
+    let (answer, asked) = all_or_none(&service, &headers, body, Media::Json, move |it| {
+        let (texts, asked) = parse(it)?;
+        asked.scores.require(&caller)?;
+        Ok((texts, asked))
+    })
+    .await?;
     let rows: Vec<Vec<Scored>> = answer
         .items()
         .map(|it| {

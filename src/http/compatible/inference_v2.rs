@@ -23,6 +23,9 @@ use crate::http::body::{self, Media};
 use crate::http::documented;
 use crate::http::error::ApiError;
 
+/// Header with the length of the JSON before binary data.
+pub const HEADER_LENGTH: &str = "inference-header-content-length";
+
 const INPUT: &str = "text";
 const OUTPUTS: [&str; 2] = ["label", "probabilities"];
 
@@ -360,7 +363,7 @@ fn require_model(name: &str) -> Result<(), ApiError> {
 
 /// How much of the body is JSON, when not all of it.
 fn json_length(headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
-    let Some(value) = headers.get("inference-header-content-length") else { return Ok(None) };
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|it| it.parse().ok());
     let wrong = || {
         let detail = "`Inference-Header-Content-Length` is the JSON's length in bytes";

@@ -16,6 +16,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{Scored, Scores, fields, flag, ranked, semantic, text_schema};
 use crate::http::Service;
+use crate::http::access::Caller;
 use crate::http::answer::{Submitted, all_or_none};
 use crate::http::body::{self, Media};
 use crate::http::documented;
@@ -32,7 +33,7 @@ pub struct PredictRequest {
     /// `Left` or `Right`; accepted and without effect.
     #[schema(pattern = "^(Left|Right)$")]
     pub truncation_direction: Option<String>,
-    /// Uncalibrated scores instead of probabilities.
+    /// Uncalibrated scores instead of probabilities; where there are keys, for those with the role `train`.
     pub raw_scores: Option<bool>,
 }
 
@@ -72,7 +73,7 @@ pub struct TeiError {
 
 struct Asked {
     is_batch: bool,
-    raw_scores: bool,
+    scores: Scores,
 }
 
 /// Scores texts as text-embeddings-inference does.
@@ -88,13 +89,17 @@ struct Asked {
 )]
 pub async fn predict(
     State(service): State<Arc<Service>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let (answer, asked) =
-        all_or_none(&service, &headers, body, Media::Json, |it| parse(it)).await?;
-    let scores = if asked.raw_scores { Scores::Raw } else { Scores::Probabilities };
-    let mut rows: Vec<Vec<Scored>> = answer.items().map(|it| ranked(&it, scores)).collect();
+    let (answer, asked) = all_or_none(&service, &headers, body, Media::Json, move |it| {
+        let (texts, asked) = parse(it)?;
+        asked.scores.require(&caller)?;
+        Ok((texts, asked))
+    })
+    .await?;
+    let mut rows: Vec<Vec<Scored>> = answer.items().map(|it| ranked(&it, asked.scores)).collect();
     let timing = [(HeaderName::from_static("server-timing"), answer.timing.header())];
     let reply = if asked.is_batch {
         TeiReply::Batch(rows)
@@ -108,7 +113,7 @@ fn parse(bytes: &[u8]) -> Result<(Vec<Submitted>, Asked), ApiError> {
     const KNOWN: [&str; 4] = ["inputs", "truncate", "truncation_direction", "raw_scores"];
     let mut fields = fields(body::json(bytes)?, &KNOWN, "")?;
     flag(&mut fields, "truncate")?;
-    let raw_scores = flag(&mut fields, "raw_scores")?;
+    let scores = if flag(&mut fields, "raw_scores")? { Scores::Raw } else { Scores::Probabilities };
     match fields.remove("truncation_direction") {
         None | Some(Value::Null) => {}
         Some(Value::String(it)) if ["Left", "Right"].contains(&it.as_str()) => {}
@@ -134,7 +139,7 @@ fn parse(bytes: &[u8]) -> Result<(Vec<Submitted>, Asked), ApiError> {
         Some(Value::Array(list)) if !list.is_empty() => (vec![one(list, at())?], false),
         _ => return Err(wrong(at())),
     };
-    Ok((texts, Asked { is_batch, raw_scores }))
+    Ok((texts, Asked { is_batch, scores }))
 }
 
 fn one(mut list: Vec<Value>, pointer: String) -> Result<Submitted, ApiError> {

@@ -77,29 +77,59 @@ const tryIt = (method, path, operation) => {
   return [...(body ? [body] : []), button, answer];
 };
 
+const parameters = (contract, operation) => {
+  const given = operation.parameters || [];
+  if (!given.length) return [];
+  const places = { header: "请求头", path: "路径", query: "查询" };
+  const table = element("table", "", element("tr", "", element("th", "参数"), element("th", "位置"), element("th", "含义")));
+  for (const it of given) {
+    const mark = it.required ? "（必填）" : "";
+    table.append(element("tr", "", element("td", it.name + mark), element("td", places[it.in] || it.in), element("td", it.description || "")));
+  }
+  return [element("h4", "参数"), table];
+};
+
+const operationSection = (contract, id, method, path, operation) => {
+  const verb = element("span", method);
+  verb.className = "method";
+  const section = element("section", "", element("h3", "", verb, path), element("p", operation.summary || operation.description || ""));
+  section.id = id;
+  section.append(...parameters(contract, operation));
+  const content = ((operation.requestBody || {}).content || {})["application/json"];
+  if (content) section.append(element("h4", "请求"), ...fields(contract, content.schema));
+  section.append(element("h4", "答复"));
+  for (const [status, it] of Object.entries(operation.responses)) section.append(response(contract, status, it));
+  section.append(element("h4", "试一试"), ...tryIt(method, path, operation));
+  return section;
+};
+
+// What most callers come for stands first.
+const groups = [
+  ["分诊", (path) => path.startsWith("/v1/")],
+  ["兼容其他系统的客户端", (path, operation) => (operation.tags || []).includes("compatible")],
+  ["运维", (path) => !path.startsWith("/docs")],
+  ["本页", () => true],
+];
+
 const show = (contract) => {
   const main = document.getElementById("operations");
   const index = document.getElementById("index");
   main.replaceChildren();
-  for (const [path, item] of Object.entries(contract.paths)) {
-    for (const method of ["get", "post"].filter((it) => item[it])) {
-      const operation = item[method];
-      const id = `${method}-${path.replace(/[^a-z0-9]+/gi, "-")}`;
-      const link = element("a", `${method.toUpperCase()} ${path}`);
+  const all = Object.entries(contract.paths).flatMap(([path, item]) =>
+    ["post", "get"].filter((it) => item[it]).map((it) => [path, it.toUpperCase(), item[it]]));
+  const groupOf = ([path, , operation]) => groups.findIndex(([, holds]) => holds(path, operation));
+  groups.forEach(([title], group) => {
+    const line = element("p", `${title}：`);
+    index.append(line);
+    main.append(element("h2", title));
+    for (const [path, method, operation] of all.filter((it) => groupOf(it) === group)) {
+      const id = `${method}-${path.replace(/[^a-z0-9]+/gi, "-")}`.toLowerCase();
+      const link = element("a", `${method} ${path}`);
       link.href = `#${id}`;
-      index.append(link);
-      const verb = element("span", method.toUpperCase());
-      verb.className = "method";
-      const section = element("section", "", element("h2", "", verb, path), element("p", operation.summary || operation.description || ""));
-      section.id = id;
-      const content = ((operation.requestBody || {}).content || {})["application/json"];
-      if (content) section.append(element("h3", "请求"), ...fields(contract, content.schema));
-      section.append(element("h3", "答复"));
-      for (const [status, it] of Object.entries(operation.responses)) section.append(response(contract, status, it));
-      section.append(element("h3", "试一试"), ...tryIt(method.toUpperCase(), path, operation));
-      main.append(section);
+      line.append(link);
+      main.append(operationSection(contract, id, method, path, operation));
     }
-  }
+  });
 };
 
 fetch("/openapi.json")
