@@ -55,7 +55,7 @@ enum Command {
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage.
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     config::check_environment(&Cli::command())?;
     let defaults = ServeSettings::default();
     let serve = match &cli.command {
@@ -90,7 +90,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Select(args) => select::run(args, &config),
         Command::Check(args) => check::run(args),
         Command::AuditLabels(args) => audit_labels::run(args, &config),
-        Command::Train(args) => train::run(args, &config),
+        Command::Train(args) => return train::run(args, &config),
         Command::Evaluate(args) => evaluate::run(args, &config),
         Command::Models(command) => models::run(command, &config),
         Command::Encode(args) => encode::run(args),
@@ -99,5 +99,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "triage", &mut std::io::stdout());
             Ok(())
         }
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -8,6 +8,7 @@ pub mod heads;
 pub mod lexical;
 pub mod network;
 pub mod runtime;
+pub mod trainable;
 pub mod transformer;
 pub mod weights;
 

@@ -2,7 +2,9 @@
 
 pub mod adamw;
 pub mod audit;
+pub mod course;
 pub mod lexical;
 pub mod loss;
 pub mod split;
+pub mod state;
 pub mod trainer;

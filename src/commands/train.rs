@@ -1,12 +1,19 @@
 //! `triage train`: labelled cases and a base to a bundle, with its metrics and its card.
 
+mod card;
+mod watch;
+
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
+use self::card::card;
+use self::watch::{Checkpoint, Console, TaskRecord, stop_flag};
 use super::check::CasesForm;
 use super::evaluate::{
     ask_suites, baseline, evaluate, fair, mistakes, page, read_cases_with, table, write_page,
@@ -30,8 +37,10 @@ use crate::registry::{Entry, Registry};
 use crate::text::Encoder;
 use crate::training::loss::Target;
 use crate::training::split::split;
-use crate::training::trainer::{self, Event, Example, Settings};
+use crate::training::trainer::{self, Example, Settings, Task};
 
+/// Exit code of a training that was stopped early; its candidate is written all the same.
+const STOPPED_EARLY: u8 = 3;
 /// Segmenter named in the bundle.
 const SEGMENTER: &str = "jieba-rs 0.11, default dictionary, no HMM";
 
@@ -72,6 +81,12 @@ pub struct TrainArgs {
     /// 快速模式：编码器不动，只训练各分类头与词法部分
     #[arg(long)]
     frozen: bool,
+    /// 每轮之后（并每隔若干分钟）把训练状态写到这个目录；中断后同样的命令从那里继续，结果不变
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// 一轮之内每隔多少分钟写一次训练状态
+    #[arg(long, value_name = "MINUTES", default_value_t = 10, requires = "checkpoint")]
+    checkpoint_minutes: u64,
     /// 验证集所占比例
     #[arg(long, default_value_t = 0.1)]
     validation_share: f64,
@@ -80,11 +95,12 @@ pub struct TrainArgs {
     seed: u64,
 }
 
-/// Runs the command.
+/// Runs the command; its exit code is 3 when ctrl-C ended the training early.
 ///
 /// # Errors
-/// When cases or base cannot be used, or the bundle cannot be written.
-pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
+/// When cases or base cannot be used, the checkpoint is of another training, or the bundle cannot be
+/// written.
+pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     // Refused now rather than after an hour of training.
     ensure!(
         !args.output.exists(),
@@ -150,40 +166,42 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
         seed: args.seed,
         ..Settings::default()
     };
+    let data_digest = file_digest(&cases);
+    let split_digest = split_digest(&cases, &parts.validation);
+    let checkpoint = args.checkpoint.as_deref().map(|dir| {
+        let task = TaskRecord {
+            data: data_digest.clone(),
+            split: split_digest.clone(),
+            labels: labels_digest(&taxonomy),
+            base: base.origin.clone(),
+            dictionary: dictionary_digest(config)?,
+            settings: format!("{settings:?}"),
+            program: env!("CARGO_PKG_VERSION").into(),
+        };
+        Checkpoint::new(dir, task, Duration::from_secs(60 * args.checkpoint_minutes))
+    });
+    let checkpoint = checkpoint.transpose()?;
+    let state = checkpoint.as_ref().map(Checkpoint::read).transpose()?.flatten();
+    if let Some(state) = &state {
+        let at = state.position;
+        eprintln!("接着上次：第 {} 轮，已完成 {} 步", at.epoch, at.n_batches);
+    }
     let bar = ProgressBar::new((train_part.len() * settings.epochs) as u64)
         .with_style(progress_style("训练")?);
-    let mut history = Vec::new();
-    let mut mean_loss: Option<f32> = None;
-    let trained = trainer::train(
-        &start,
-        &base.config,
+    let stop = stop_flag()?;
+    let n_cases = train_part.len();
+    let mut console = Console { bar, n_cases, stop, checkpoint, loss: None, best: None };
+    let task = Task {
+        start: &start,
+        config: &base.config,
         sizes,
-        &train_part,
-        &validation_part,
-        &settings,
-        |it| {
-            match it {
-                Event::Step { epoch, n_done, loss } => {
-                    let smooth = mean_loss.map_or(loss, |it| 0.98 * it + 0.02 * loss);
-                    mean_loss = Some(smooth);
-                    bar.set_position(((epoch - 1) * train_part.len() + n_done) as u64);
-                    bar.set_message(format!("第 {epoch} 轮 损失 {smooth:.4}"));
-                }
-                Event::Epoch { epoch, macro_f1, is_best } => {
-                    let loss = mean_loss.unwrap_or_default();
-                    let mark = if is_best { "（目前最好）" } else { "" };
-                    // `println` stays silent when stderr is no terminal; a log wants the line too.
-                    let line =
-                        format!("第 {epoch} 轮：损失 {loss:.4}，验证宏平均 F1 {macro_f1:.4}{mark}");
-                    bar.suspend(|| eprintln!("{line}"));
-                    history.push(serde_json::json!({
-                        "epoch": epoch, "loss": loss, "validation_macro_f1": macro_f1,
-                    }));
-                }
-            }
-        },
-    )?;
-    bar.finish_and_clear();
+        train: &train_part,
+        validation: &validation_part,
+        settings: &settings,
+    };
+    let trained = trainer::train(&task, state, &mut console)?;
+    console.bar.finish_and_clear();
+    let history = &trained.history;
 
     let name = args.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let calibration = trained.calibration;
@@ -206,14 +224,15 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
                 coverage: settings.coverage,
             },
             training: TrainingRecord {
-                data_digest: file_digest(&cases),
-                split_digest: split_digest(&cases, &parts.validation),
+                data_digest,
+                split_digest,
                 train_cases: parts.train.len(),
                 validation_cases: parts.validation.len(),
                 seed: args.seed,
                 epoch: trained.epoch,
                 base: base.origin,
                 code_version: env!("CARGO_PKG_VERSION").into(),
+                stopped_early: trained.is_stopped,
             },
             digests: Default::default(),
         },
@@ -241,6 +260,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     }
     bundle.metrics = serde_json::json!({
         "validation": on_validation.report, "test": test_report, "suites": suites, "history": history,
+        "stopped_early": trained.is_stopped,
     });
     let card = card(&bundle.manifest, &on_validation.report, test_report, &taxonomy);
     let digest = bundle.save(&args.output, &card)?;
@@ -274,13 +294,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     let mut page = Page {
         title: title.into(),
         others,
-        history: history
-            .iter()
-            .map(|it: &serde_json::Value| {
-                let number = |name: &str| it[name].as_f64().unwrap_or_default() as f32;
-                (number("loss"), number("validation_macro_f1"))
-            })
-            .collect(),
+        history: history.iter().map(|it| (it.loss, it.validation_macro_f1)).collect(),
         ..page(&pipeline, &evaluated.report, &suites, mistakes)
     };
     // The pipeline was made before the bundle had its digest.
@@ -289,7 +303,27 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<()> {
     write_page(&html, &page)?;
     eprintln!("报告：{}", html.display());
     eprintln!("已写入 {}（{digest}）", args.output.display());
-    Ok(())
+    if trained.is_stopped {
+        eprintln!("训练被提前停止：这是目前最好的一轮（第 {} 轮）", trained.epoch);
+        return Ok(ExitCode::from(STOPPED_EARLY));
+    }
+    // Whole: the same command begins anew.
+    if let Some(checkpoint) = &console.checkpoint {
+        checkpoint.remove()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Digest of what the heads' columns mean.
+fn labels_digest(taxonomy: &Taxonomy) -> String {
+    let codes = |it: &LabelSet| it.codes().collect::<Vec<_>>().join(",");
+    let heads = [codes(taxonomy.type_codes()), codes(taxonomy.ground_codes())].join(";");
+    sha256(format!("{heads};{}", taxonomy.levels.len()).as_bytes())
+}
+
+fn dictionary_digest(config: &Config) -> anyhow::Result<String> {
+    let Some(path) = &config.user_dict else { return Ok("none".into()) };
+    Ok(sha256(&std::fs::read(path).with_context(|| path.display().to_string())?))
 }
 
 /// A taxonomy of the labels that occur; what the built-in one explains of them stays explained.
@@ -393,55 +427,4 @@ pub(super) fn file_digest(cases: &[LabelledCase]) -> String {
 fn split_digest(cases: &[LabelledCase], validation: &[usize]) -> String {
     let ids: Vec<&str> = validation.iter().map(|&it| cases[it].id.as_str()).collect();
     sha256(ids.join("\n").as_bytes())
-}
-
-/// The model card.
-fn card(
-    manifest: &Manifest,
-    validation: &Report,
-    test: Option<&Report>,
-    taxonomy: &Taxonomy,
-) -> String {
-    let training = &manifest.training;
-    let calibration = &manifest.calibration;
-    let mixes = [calibration.kind, calibration.level, calibration.grounds];
-    let mut out = format!(
-        "# {} {}\n\nWritten by `triage train`; change the training, not this file.\n\n\
-         Labels a Chinese public-opinion item with one of {} types, a sensitivity level and its grounds. \
-         A result is a proposal, a person decides. `disputed_claim` means \"needs a fact check\", never \
-         \"is false\". The model sees no author and no personal data: these are refused or masked before it.\n\n\
-         Not for: acting on a text or a person without a person's decision; languages other than Chinese.\n\n\
-         ## Training\n\n\
-         | what | value |\n| --- | --- |\n\
-         | cases trained on / held out | {} / {} |\n| epoch kept | {} |\n| seed | {} |\n| base | {} |\n\
-         | data | `{}` |\n| split | `{}` |\n| code | opinion-triage {} |\n| coverage asked of prediction sets | {} |\n\n\
-         Mix of the halves (encoder temperature, weight of the n-grams): type {:.3}, {:.3}; level {:.3}, {:.3}; \
-         grounds {:.3}, {:.3}. A type is in the prediction set from {:.4} on.\n",
-        manifest.name,
-        manifest.version,
-        taxonomy.types.len(),
-        training.train_cases,
-        training.validation_cases,
-        training.epoch,
-        training.seed,
-        training.base,
-        training.data_digest,
-        training.split_digest,
-        training.code_version,
-        manifest.calibration.coverage,
-        mixes[0].temperature,
-        mixes[0].lexical_weight,
-        mixes[1].temperature,
-        mixes[1].lexical_weight,
-        mixes[2].temperature,
-        mixes[2].lexical_weight,
-        manifest.calibration.set_threshold,
-    );
-    out += "\n## Quality\n\nThe held-out cases chose the epoch and fitted the calibration, so their figures flatter.\n";
-    for (title, report) in [("Held-out cases", Some(validation)), ("Test cases", test)] {
-        if let Some(report) = report {
-            out += &format!("\n### {title}\n\n```text\n{}```\n", table(report, None, taxonomy));
-        }
-    }
-    out
 }

@@ -136,6 +136,9 @@ pub struct TrainingRecord {
     pub base: String,
     /// Version of this program.
     pub code_version: String,
+    /// Whether the operator ended the training before it was done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped_early: bool,
 }
 
 /// Why a bundle cannot be read or written.
@@ -334,6 +337,7 @@ impl Bundle {
                     epoch: 0,
                     base: "random".into(),
                     code_version: env!("CARGO_PKG_VERSION").into(),
+                    stopped_early: false,
                 },
                 digests: BTreeMap::new(),
             },

@@ -1,24 +1,19 @@
 //! Epochs: fine-tunes encoder and heads together, or the heads alone, beside a lexical half; keeps the
 //! epoch whose averaged weights, mixed and calibrated, have the best validation macro-F1.
+//!
+//! Knows no terminal, no signal and no file: a [`Watcher`] does.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor};
+use candle_core::Result;
 use candle_transformers::models::bert::Config;
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
-use super::adamw::AdamW;
-use super::lexical;
-use super::loss::{Target, loss};
+use super::course::{Course, Judged, batches};
+use super::loss::Target;
+use super::state::{Best, Epoch, Position, State};
 use crate::domain::prediction::Prediction;
-use crate::evaluation::metrics;
-use crate::model::calibration::{self, Calibration, TwoLogits};
-use crate::model::heads::{HeadSizes, TextLogits};
-use crate::model::network::Network;
-use crate::model::runtime::{Precision, Runtime};
-use crate::model::transformer::{Dropout, Mode};
+use crate::model::calibration::Calibration;
+use crate::model::heads::HeadSizes;
 use crate::model::weights::Weights;
 use crate::text::Encoding;
 use crate::text::ngrams::Ngrams;
@@ -89,28 +84,67 @@ pub struct Example {
     pub target: Target,
 }
 
-/// What happens while training, for a progress bar.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Event {
-    /// A step was taken.
-    Step {
-        /// Epoch, from 1.
-        epoch: usize,
-        /// Cases seen in this epoch.
-        n_done: usize,
-        /// Loss of the step.
-        loss: f32,
-    },
-    /// An epoch ended.
-    Epoch {
-        /// Epoch, from 1.
-        epoch: usize,
-        /// Validation macro-F1 of the type.
-        macro_f1: f32,
-        /// Whether it is the best so far.
-        is_best: bool,
-    },
+/// What to train, on what, and how.
+#[derive(Clone, Copy)]
+pub struct Task<'a> {
+    /// Encoder and heads to start from.
+    pub start: &'a Weights,
+    /// Shape of the encoder.
+    pub config: &'a Config,
+    /// Sizes of the heads.
+    pub sizes: HeadSizes,
+    /// Cases to learn from.
+    pub train: &'a [Example],
+    /// Cases to choose the epoch and to calibrate by.
+    pub validation: &'a [Example],
+    /// How to train.
+    pub settings: &'a Settings,
 }
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepDone {
+    /// Epoch, from 1.
+    pub epoch: usize,
+    /// Cases seen in this epoch.
+    pub n_done: usize,
+    /// Loss of the step.
+    pub loss: f32,
+}
+
+/// What to do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Take the next.
+    GoOn,
+    /// Hand out the state, then take the next.
+    Keep,
+    /// Hand out the state and end with the best epoch so far.
+    Stop,
+}
+
+/// Who looks on while training, and may end it.
+pub trait Watcher {
+    /// A step was taken.
+    fn step(&mut self, _step: StepDone) -> Next {
+        Next::GoOn
+    }
+
+    /// An epoch ended; `is_best` so far.
+    fn epoch(&mut self, _epoch: &Epoch, _is_best: bool) {}
+
+    /// `state` gives what another [`train`] can go on from. Called after each epoch and when a step was
+    /// answered so.
+    ///
+    /// # Errors
+    /// When the state cannot be kept; training ends.
+    fn keep(&mut self, _state: &dyn Fn() -> State) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody looks on.
+impl Watcher for () {}
 
 /// The best epoch's model.
 pub struct Trained {
@@ -122,134 +156,112 @@ pub struct Trained {
     pub calibration: Calibration,
     /// Calibrated validation predictions of the best epoch, in order.
     pub validation: Vec<Prediction>,
+    /// Every epoch that ended.
+    pub history: Vec<Epoch>,
+    /// Whether the watcher ended it.
+    pub is_stopped: bool,
 }
 
-/// Trains `start` (encoder and heads) on `train`.
+/// Trains the task, from its start or from a state that another training of the same task handed out.
+///
+/// When the watcher ends it before any epoch has ended, the epoch under way counts as one.
 ///
 /// # Errors
-/// When the weights do not fit `config`, or the loss stops being finite.
+/// When the weights do not fit the shape, the loss stops being finite, or the state is of another task.
 ///
 /// # Panics
-/// When `train` or `validation` is empty.
-pub fn train(
-    start: &Weights,
-    config: &Config,
-    sizes: HeadSizes,
-    train: &[Example],
-    validation: &[Example],
-    settings: &Settings,
-    mut on_event: impl FnMut(Event),
-) -> Result<Trained> {
-    assert!(!train.is_empty() && !validation.is_empty(), "both parts of the split need cases");
-    let (mut vars, tensors) = start.trainable()?;
-    vars.retain(|name, _| !(settings.is_frozen && name.starts_with("bert.")));
-    let network = Network::load(&tensors, config, sizes)?;
-    let mut adamw = AdamW::new(&vars, |name| match name {
-        "bert.embeddings.word_embeddings.weight" => settings.embedding_rate,
-        name if name.starts_with("bert.") => 1.0,
-        _ => settings.head_rate,
-    });
-    let class_weights = class_weights(train, sizes.n_types);
+/// When either part of the cases is empty.
+pub fn train(task: &Task<'_>, state: Option<State>, watcher: &mut impl Watcher) -> Result<Trained> {
+    let settings = task.settings;
+    let mut course = Course::new(task)?;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let rows: Vec<&[u32]> = train.iter().map(|it| first_tokens(it, settings.max_tokens)).collect();
-    let lexical = {
-        let ngrams: Vec<&Ngrams> = train.iter().map(|it| &it.ngrams).collect();
-        let targets: Vec<&Target> = train.iter().map(|it| &it.target).collect();
-        lexical::fit(&ngrams, &targets, sizes, settings.ngram_buckets)
+    let n_batches = batches(&course.rows, settings.batch_tokens, &mut rng.clone()).len();
+    let expected_steps = (settings.epochs * n_batches) as f32;
+    let mut at = Position {
+        epoch: 1,
+        n_batches: 0,
+        epoch_draws: [0; 2],
+        draws: [0; 2],
+        loss_sum: 0.0,
+        n_cases: 0,
     };
-    let by_words: Vec<TextLogits> =
-        validation.iter().map(|it| lexical.logits(&it.ngrams)).collect();
-    let pooled = settings.is_frozen.then(|| {
-        let runtime = Runtime::load(&tensors, config, sizes, Precision::default())?;
-        let pooled = runtime.pooled(&rows);
-        Tensor::from_vec(pooled, (rows.len(), config.hidden_size), &Device::Cpu)
-    });
-    let pooled = pooled.transpose()?;
-    let mut steps = 0.0_f32;
-    let expected_steps = settings.epochs as f32
-        * batches(&rows, settings.batch_tokens, &mut rng.clone()).len() as f32;
-    let mut best: Option<Trained> = None;
-    let mut best_score = f32::NEG_INFINITY;
-    for epoch in 1..=settings.epochs {
-        let mut n_done = 0;
-        for batch in batches(&rows, settings.batch_tokens, &mut rng) {
-            // Chance is drawn before the parts go their own ways, so that a seed gives one result.
-            let parts: Vec<Part> = (0..N_PARTS.min(batch.len()))
-                .map(|part| {
-                    let cases: Vec<usize> =
-                        batch.iter().copied().skip(part).step_by(N_PARTS).collect();
-                    let ids = cases.iter().map(|&it| hide(rows[it], settings, &mut rng)).collect();
-                    Part { cases, ids, seed: rng.random() }
-                })
-                .collect();
-            let done = parts
-                .par_iter()
-                .map(|part| {
-                    let dropout = Dropout::new(settings.dropout, part.seed);
-                    let mode = Mode::Train(&dropout);
-                    let logits = if let Some(pooled) = &pooled {
-                        let rows: Vec<u32> = part.cases.iter().map(|&it| it as u32).collect();
-                        let rows = Tensor::from_vec(rows, part.cases.len(), &Device::Cpu)?;
-                        network.answer(&mode.dropout(pooled.index_select(&rows, 0)?)?)?
-                    } else {
-                        let ids: Vec<&[u32]> = part.ids.iter().map(Vec::as_slice).collect();
-                        network.forward(&ids, &mode)?
-                    };
-                    let targets: Vec<&Target> =
-                        part.cases.iter().map(|&it| &train[it].target).collect();
-                    let share = part.cases.len() as f64 / batch.len() as f64;
-                    let loss = (loss(&logits, &targets, &class_weights)? * share)?;
-                    Ok((loss.backward()?, loss.to_scalar::<f32>()?))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let (gradients, losses): (Vec<GradStore>, Vec<f32>) = done.into_iter().unzip();
-            adamw.step(&gradients, settings.learning_rate * schedule(steps / expected_steps))?;
-            steps += 1.0;
-            n_done += batch.len();
-            on_event(Event::Step { epoch, n_done, loss: losses.iter().sum() });
+    let (mut history, mut best): (Vec<Epoch>, Option<Best>) = (Vec::new(), None);
+    if let Some(state) = state {
+        (at, history, best) = (state.position, state.history.clone(), state.best.clone());
+        course.restore(state)?;
+        rng.set_word_pos(join(at.epoch_draws));
+    }
+    // Later ones must be as good: on a tie level and grounds heads have learned longer.
+    let best_score = |history: &[Epoch], best: &Option<Best>| {
+        let of_best = |it: &&Epoch| Some(it.epoch) == best.as_ref().map(|it| it.epoch);
+        history.iter().find(of_best).map_or(f32::NEG_INFINITY, |it| it.validation_macro_f1)
+    };
+    let patience = settings.patience.max(1);
+    let mut is_stopped = false;
+    while !is_stopped
+        && at.epoch <= settings.epochs
+        && best.as_ref().is_none_or(|it| at.epoch <= it.epoch + patience)
+    {
+        at.epoch_draws = split(rng.get_word_pos());
+        let batches = batches(&course.rows, settings.batch_tokens, &mut rng);
+        if at.n_batches > 0 {
+            rng.set_word_pos(join(at.draws));
         }
-        let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
-        let mut averaged = tensors.snapshot()?;
-        for average in adamw.averages() {
-            let (name, tensor) = average?;
-            averaged.insert(name, tensor);
+        for batch in batches.iter().skip(at.n_batches) {
+            let progress = course.n_steps() as f32 / expected_steps;
+            let loss = course.step(batch, &mut rng, settings.learning_rate * schedule(progress))?;
+            at.n_batches += 1;
+            at.n_cases += batch.len();
+            at.loss_sum += f64::from(loss) * batch.len() as f64;
+            at.draws = split(rng.get_word_pos());
+            let next = watcher.step(StepDone { epoch: at.epoch, n_done: at.n_cases, loss });
+            if next == Next::GoOn {
+                continue;
+            }
+            course.settle();
+            watcher.keep(&|| course.state(at, &history, &best))?;
+            if next == Next::Stop {
+                is_stopped = true;
+                break;
+            }
         }
-        // As served: the calibration must fit what serving computes.
-        let runtime = Runtime::load(&averaged, config, sizes, Precision::default())?;
-        let by_encoder = runtime.logits(&texts);
-        let calibration =
-            calibrate(&by_encoder, &by_words, validation, &class_weights, settings.coverage);
-        let pairs = by_encoder.iter().zip(&by_words);
-        let predictions: Vec<Prediction> = pairs.map(|(a, b)| calibration.apply(a, b)).collect();
-        let score = macro_f1(&predictions, validation, sizes.n_types);
-        // On a tie the later epoch: its level and grounds heads have learned longer.
-        let is_best = score >= best_score;
-        on_event(Event::Epoch { epoch, macro_f1: score, is_best });
-        if is_best {
-            best_score = score;
-            best = Some(Trained { weights: averaged, epoch, calibration, validation: predictions });
-        } else if best.as_ref().is_some_and(|it| epoch - it.epoch >= settings.patience) {
+        if is_stopped && best.is_some() {
             break;
         }
+        course.settle();
+        let score = course.judge(&course.averages()?)?.score;
+        let loss = (at.loss_sum / at.n_cases.max(1) as f64) as f32;
+        let epoch = Epoch { epoch: at.epoch, loss, validation_macro_f1: score };
+        let is_best = score >= best_score(&history, &best);
+        watcher.epoch(&epoch, is_best);
+        history.push(epoch);
+        if is_best {
+            best = Some(Best { epoch: at.epoch, values: course.trained_averages() });
+        }
+        if !is_stopped {
+            let epoch = at.epoch + 1;
+            at = Position { epoch, n_batches: 0, loss_sum: 0.0, n_cases: 0, ..at };
+            // The next epoch begins where this one's numbers end.
+            at.epoch_draws = split(rng.get_word_pos());
+            watcher.keep(&|| course.state(at, &history, &best))?;
+        }
     }
-    let Some(mut best) = best else {
+    let Some(best) = best else {
         candle_core::bail!("no epoch was trained; set epochs to 1 or more")
     };
-    lexical.store(&mut best.weights)?;
-    Ok(best)
+    let mut weights = course.weights(&best.values)?;
+    let Judged { calibration, predictions: validation, .. } = course.judge(&weights)?;
+    course.lexical.store(&mut weights)?;
+    Ok(Trained { weights, epoch: best.epoch, calibration, validation, history, is_stopped })
 }
 
-/// A part of a batch: most of candle's work between the matrix products knows one thread only, so each
-/// core gets a part.
-struct Part {
-    cases: Vec<usize>,
-    /// Token ids of each case, some hidden.
-    ids: Vec<Vec<u32>>,
-    seed: u64,
+fn split(position: u128) -> [u64; 2] {
+    [(position >> 64) as u64, position as u64]
 }
 
-/// Parts of a batch. Not the number of cores: the sums of a step must not depend on the machine.
-const N_PARTS: usize = 2;
+fn join([high, low]: [u64; 2]) -> u128 {
+    u128::from(high) << 64 | u128::from(low)
+}
 
 /// Linear warm-up over the first tenth, then linear decay to a twentieth.
 fn schedule(progress: f32) -> f32 {
@@ -261,90 +273,14 @@ fn schedule(progress: f32) -> f32 {
     }
 }
 
-/// Square roots of inverse frequencies, mean 1 over the cases: rare types count more, not wildly so.
-fn class_weights(train: &[Example], n_types: usize) -> Vec<f32> {
-    let mut counts = vec![0.0_f32; n_types];
-    for example in train {
-        counts[example.target.label] += 1.0;
-    }
-    let raw: Vec<f32> = counts.iter().map(|it| it.max(1.0).sqrt().recip()).collect();
-    let mean = raw.iter().zip(&counts).map(|(w, n)| w * n).sum::<f32>() / train.len() as f32;
-    raw.into_iter().map(|it| it / mean).collect()
-}
-
-/// `ids` with some tokens behind `[MASK]`; the first, `[CLS]`, stays.
-fn hide(ids: &[u32], settings: &Settings, rng: &mut ChaCha8Rng) -> Vec<u32> {
-    let Some(mask_token_id) = settings.mask_token_id else { return ids.to_vec() };
-    ids.iter()
-        .enumerate()
-        .map(|(at, &id)| {
-            let is_hidden = at > 0 && rng.random::<f32>() < settings.token_dropout;
-            if is_hidden { mask_token_id } else { id }
-        })
-        .collect()
-}
-
-/// The first `max_tokens` tokens of a case, closed by its own last token.
-fn first_tokens(example: &Example, max_tokens: usize) -> &[u32] {
-    let ids = &example.chunks[0].ids;
-    // The closing [SEP] may fall away: training cares for [CLS] only.
-    &ids[..ids.len().min(max_tokens)]
-}
-
-/// Cases in random order, grouped so that rows of one batch have about one length.
-fn batches(rows: &[&[u32]], batch_tokens: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
-    const POOL: usize = 1024;
-    let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.shuffle(rng);
-    let mut batches = Vec::new();
-    for pool in order.chunks_mut(POOL) {
-        pool.sort_by_key(|&it| rows[it].len());
-        let mut batch = Vec::new();
-        for &idx in pool.iter() {
-            // Ascending lengths: the newcomer is the longest.
-            if !batch.is_empty() && (batch.len() + 1) * rows[idx].len() > batch_tokens {
-                batches.push(std::mem::take(&mut batch));
-            }
-            batch.push(idx);
-        }
-        batches.push(batch);
-    }
-    batches.shuffle(rng);
-    batches
-}
-
-fn macro_f1(predictions: &[Prediction], cases: &[Example], n_types: usize) -> f32 {
-    let truth: Vec<usize> = cases.iter().map(|it| it.target.label).collect();
-    let predicted: Vec<usize> = predictions.iter().map(Prediction::type_idx).collect();
-    metrics::macro_f1(&truth, &predicted, n_types).unwrap_or(0.0) as f32
-}
-
-fn calibrate(
-    by_encoder: &[TextLogits],
-    by_words: &[TextLogits],
-    cases: &[Example],
-    class_weights: &[f32],
-    coverage: f32,
-) -> Calibration {
-    // One head's logits by both halves, with the case's target.
-    let head = |of: fn(&TextLogits) -> &[f32]| {
-        let pairs = by_encoder.iter().zip(by_words).zip(cases);
-        pairs
-            .map(move |((a, b), case)| (TwoLogits { encoder: of(a), lexical: of(b) }, &case.target))
-    };
-    let types: Vec<_> = head(|it| &it.kind).map(|(it, target)| (it, target.label)).collect();
-    let levels: Vec<_> =
-        head(|it| &it.level).filter_map(|(it, target)| Some((it, target.level?))).collect();
-    let grounds: Vec<_> = head(|it| &it.grounds)
-        .filter_map(|(it, target)| Some((it, target.grounds.clone()?)))
-        .collect();
-    calibration::fit(&types, &levels, &grounds, class_weights, coverage)
-}
-
 #[cfg(test)]
 mod tests {
+    use rayon::ThreadPoolBuilder;
+
     use super::*;
+    use crate::evaluation::metrics;
     use crate::model::heads::Heads;
+    use crate::model::trainable::Parameters;
 
     const SIZES: HeadSizes = HeadSizes { n_types: 2, n_levels: 4, n_grounds: 2 };
 
@@ -383,73 +319,173 @@ mod tests {
             .collect()
     }
 
-    #[test]
-    fn every_trainable_tensor_gets_a_gradient() {
-        let (config, weights) = start();
-        let (vars, tensors) = weights.trainable().unwrap();
-        let network = Network::load(&tensors, &config, SIZES).unwrap();
-        let cases = examples(4);
-        let rows: Vec<&[u32]> = cases.iter().map(|it| it.chunks[0].ids.as_slice()).collect();
-        let targets: Vec<&Target> = cases.iter().map(|it| &it.target).collect();
-        let dropout = Dropout::new(0.1, 1);
-        let logits = network.forward(&rows, &Mode::Train(&dropout)).unwrap();
-        let gradients = loss(&logits, &targets, &[1.0, 1.0]).unwrap().backward().unwrap();
-        assert_eq!(vars.len(), 5 + 2 * 16 + 2 + 6);
-        for (name, var) in &vars {
-            let gradient = gradients.get(var.as_tensor()).unwrap_or_else(|| panic!("{name}: none"));
-            let size: f32 = gradient.abs().unwrap().sum_all().unwrap().to_scalar().unwrap();
-            // A key's bias shifts every score of a row alike, so softmax gives it no gradient.
-            assert!(size > 0.0 || name.ends_with("key.bias"), "{name}: zero");
+    /// Stops after so many steps, keeps the last state, and asks for one at each step of its list.
+    #[derive(Default)]
+    struct Script {
+        stop_after: Option<usize>,
+        n_steps: usize,
+        states: Vec<State>,
+    }
+
+    impl Watcher for Script {
+        fn step(&mut self, _: StepDone) -> Next {
+            self.n_steps += 1;
+            match self.stop_after {
+                Some(limit) if self.n_steps == limit => Next::Stop,
+                _ if self.n_steps % 5 == 3 => Next::Keep,
+                _ => Next::GoOn,
+            }
         }
+
+        fn keep(&mut self, state: &dyn Fn() -> State) -> Result<()> {
+            self.states.push(state());
+            Ok(())
+        }
+    }
+
+    fn small() -> Settings {
+        Settings {
+            epochs: 6,
+            patience: 6,
+            batch_tokens: 40,
+            learning_rate: 3e-3,
+            mask_token_id: Some(4),
+            ..Default::default()
+        }
+    }
+
+    /// Trains the toy task.
+    fn run(settings: &Settings, state: Option<State>, watcher: &mut impl Watcher) -> Trained {
+        let (config, weights) = start();
+        let (train_part, validation) = (examples(64), examples(16));
+        let task = Task {
+            start: &weights,
+            config: &config,
+            sizes: SIZES,
+            train: &train_part,
+            validation: &validation,
+            settings,
+        };
+        train(&task, state, watcher).unwrap()
+    }
+
+    fn type_f1(predictions: &[Prediction], cases: &[Example]) -> f64 {
+        let truth: Vec<usize> = cases.iter().map(|it| it.target.label).collect();
+        let predicted: Vec<usize> = predictions.iter().map(Prediction::type_idx).collect();
+        metrics::macro_f1(&truth, &predicted, 2).unwrap()
+    }
+
+    fn values(trained: &Trained) -> Parameters {
+        Parameters::new(&trained.weights).unwrap()
     }
 
     #[test]
     fn train_learns_and_is_reproducible() {
-        let (config, weights) = start();
-        let settings = Settings {
-            epochs: 60,
-            patience: 60,
-            batch_tokens: 40,
-            learning_rate: 3e-3,
-            ..Default::default()
-        };
-        let run = || {
-            train(&weights, &config, SIZES, &examples(64), &examples(16), &settings, |_| ())
-                .unwrap()
-        };
-        let trained = run();
-        assert_eq!(macro_f1(&trained.validation, &examples(16), 2), 1.0);
+        let settings = Settings { epochs: 60, patience: 60, mask_token_id: None, ..small() };
+        let trained = run(&settings, None, &mut ());
+        assert_eq!(type_f1(&trained.validation, &examples(16)), 1.0);
         let levels: Vec<usize> = trained.validation.iter().map(Prediction::level).collect();
         assert_eq!(levels, [0, 3].repeat(8));
-        assert_eq!(trained.validation, run().validation);
+        assert!(!trained.is_stopped);
+        let again = run(&settings, None, &mut ());
+        assert_eq!(trained.validation, again.validation);
+        assert_eq!(values(&trained), values(&again));
+    }
+
+    #[test]
+    fn a_training_that_was_cut_off_arrives_at_the_very_same_weights() {
+        for is_frozen in [false, true] {
+            let settings = Settings { is_frozen, ..small() };
+            let mut script = Script::default();
+            let whole = run(&settings, None, &mut script);
+            // Within epochs, between them and after the last.
+            assert!(script.states.len() > 10);
+            for state in script.states {
+                let bytes = state.to_bytes("").unwrap();
+                let resumed = run(&settings, Some(State::from_bytes(&bytes).unwrap()), &mut ());
+                assert_eq!(values(&resumed), values(&whole), "{:?}", state.position);
+                assert_eq!(resumed.calibration, whole.calibration);
+                assert_eq!(resumed.history, whole.history);
+                assert_eq!(resumed.epoch, whole.epoch);
+            }
+        }
+    }
+
+    #[test]
+    fn one_thread_or_several_arrive_at_the_very_same_weights() {
+        let with = |n_threads: usize| {
+            let pool = ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            values(&pool.install(|| run(&small(), None, &mut ())))
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn a_stop_ends_with_the_best_epoch_so_far_and_can_be_gone_on_from() {
+        let whole = run(&small(), None, &mut ());
+        let n_steps_per_epoch = 8;
+        // Before any epoch has ended, and in the third.
+        for (stop_after, n_epochs) in [(3, 1), (2 * n_steps_per_epoch + 3, 2)] {
+            let mut script = Script { stop_after: Some(stop_after), ..Script::default() };
+            let stopped = run(&small(), None, &mut script);
+            assert!(stopped.is_stopped);
+            assert_eq!(script.n_steps, stop_after);
+            assert_eq!(stopped.history.len(), n_epochs);
+            assert!((1..=n_epochs).contains(&stopped.epoch));
+            let resumed = run(&small(), script.states.pop(), &mut ());
+            assert_eq!(values(&resumed), values(&whole));
+        }
+    }
+
+    #[test]
+    fn the_state_of_another_shape_is_refused() {
+        let mut script = Script::default();
+        run(&Settings { is_frozen: true, ..small() }, None, &mut script);
+        let (config, weights) = start();
+        let (cases, settings) = (examples(8), small());
+        let task = Task {
+            start: &weights,
+            config: &config,
+            sizes: SIZES,
+            train: &cases,
+            validation: &cases,
+            settings: &settings,
+        };
+        let refused = train(&task, script.states.pop(), &mut ()).err().expect("a refusal");
+        assert!(refused.to_string().contains("other tensors"));
+    }
+
+    #[test]
+    fn cases_without_levels_and_grounds_teach_the_type() {
+        let (config, weights) = start();
+        let mut cases = examples(64);
+        // Two cases say something, so that most batches have none that does.
+        for case in &mut cases[2..] {
+            (case.target.level, case.target.grounds) = (None, None);
+        }
+        let settings = Settings { epochs: 40, patience: 40, mask_token_id: None, ..small() };
+        let task = Task {
+            start: &weights,
+            config: &config,
+            sizes: SIZES,
+            train: &cases,
+            validation: &cases[..16],
+            settings: &settings,
+        };
+        let trained = train(&task, None, &mut ()).unwrap();
+        assert_eq!(type_f1(&trained.validation, &cases[..16]), 1.0);
     }
 
     #[test]
     fn a_frozen_encoder_stays_as_it_was() {
-        let (config, weights) = start();
+        let (_, weights) = start();
         let settings = Settings { epochs: 2, is_frozen: true, ..Default::default() };
-        let trained =
-            train(&weights, &config, SIZES, &examples(32), &examples(8), &settings, |_| ())
-                .unwrap();
+        let trained = run(&settings, None, &mut ());
         for (name, tensor) in weights.iter() {
             let after = trained.weights.get(name, tensor.dims()).unwrap();
             let gap = (tensor - after).unwrap().abs().unwrap().sum_all().unwrap();
             let is_same = gap.to_scalar::<f32>().unwrap() == 0.0;
             assert_eq!(is_same, name.starts_with("bert."), "{name}");
         }
-    }
-
-    #[test]
-    fn batches_hold_every_case_once_within_the_budget() {
-        let lengths: Vec<Vec<u32>> = (0..3000).map(|it| vec![0; 1 + it % 90]).collect();
-        let rows: Vec<&[u32]> = lengths.iter().map(Vec::as_slice).collect();
-        let batches = batches(&rows, 500, &mut ChaCha8Rng::seed_from_u64(1));
-        for batch in &batches {
-            let longest = batch.iter().map(|&it| rows[it].len()).max().unwrap();
-            assert!(batch.len() * longest <= 500);
-        }
-        let mut all = batches.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..3000).collect::<Vec<_>>());
     }
 }
