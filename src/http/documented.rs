@@ -17,7 +17,7 @@ use utoipa::{IntoResponses, Modify};
 use super::body::MAX_DEPTH;
 use super::compatible::{hugging_face, inference_v2, tei};
 use super::error::ApiError;
-use super::idempotency::MAX_KEY_CHARS;
+use super::idempotency::{KEY_PATTERN, MAX_KEY_CHARS};
 use crate::keys::Role;
 
 type Documented = BTreeMap<String, RefOr<Response>>;
@@ -162,8 +162,8 @@ impl Modify for Idempotency {
             let schema = ObjectBuilder::new()
                 .schema_type(Type::String)
                 .min_length(Some(1))
-                .max_length(Some(MAX_KEY_CHARS))
-                .pattern(Some(r"^[A-Za-z0-9_.:-]+$"));
+                .max_length(Some(MAX_KEY_CHARS + 2))
+                .pattern(Some(KEY_PATTERN));
             let description = "Sent again with the same key and the same body, a request is answered with the \
                  bytes of the first time and computed once; while the first is computed, the others wait for it. \
                  Only good answers are kept, in memory and for a bounded time. Without the header nothing is kept.";

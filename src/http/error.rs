@@ -160,8 +160,7 @@ impl ApiError {
                 StatusCode::BAD_REQUEST,
                 "invalid_idempotency_key",
                 format!(
-                    "`Idempotency-Key` is one key of 1 to {} visible ASCII characters, without commas, semicolons, \
-                     backslashes and inner quotes; a fresh UUID is a good one",
+                    "`Idempotency-Key` is one key of 1 to {} letters, digits and `._~:/+=-`; a fresh UUID is a good one",
                     idempotency::MAX_KEY_CHARS
                 ),
             ),

@@ -25,6 +25,8 @@ use crate::telemetry::metrics::Keyed;
 pub const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Header of an answer that was computed for an earlier request.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// What a key looks like, in quotes or without.
+pub const KEY_PATTERN: &str = r#"^("[A-Za-z0-9._~:/+=-]+"|[A-Za-z0-9._~:/+=-]+)$"#;
 /// Longest key.
 pub const MAX_KEY_CHARS: usize = 255;
 
@@ -146,7 +148,7 @@ fn key(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(&KEY).iter();
     let value = values.next()?.to_str().ok()?.trim();
     let inner = value.strip_prefix('"').and_then(|it| it.strip_suffix('"')).unwrap_or(value);
-    let is_plain = |it: u8| it.is_ascii_graphic() && !matches!(it, b'"' | b'\\' | b',' | b';');
+    let is_plain = |it: u8| it.is_ascii_alphanumeric() || b"._~:/+=-".contains(&it);
     let is_right = (1..=MAX_KEY_CHARS).contains(&inner.len()) && inner.bytes().all(is_plain);
     (is_right && values.next().is_none()).then_some(inner)
 }
@@ -171,6 +173,8 @@ mod tests {
             ("", None),
             ("\"\"", None),
             ("a b", None),
+            ("{}", None),
+            ("aGk/+=", Some("aGk/+=")),
             ("\"a", None),
             ("\"a\", \"b\"", None),
             ("停水", None),

@@ -27,7 +27,8 @@ const fields = (contract, schema) => {
   const table = element("table", "", element("tr", "", element("th", "字段"), element("th", "类型"), element("th", "含义")));
   for (const [name, property] of Object.entries(properties)) {
     const mark = required.includes(name) ? "（必填）" : "";
-    const meaning = property.description || resolve(contract, property).description || "";
+    const inner = (property.oneOf || []).map((it) => it.description || resolve(contract, it).description).find(Boolean);
+    const meaning = property.description || resolve(contract, property).description || inner || "";
     table.append(element("tr", "", element("td", name + mark), element("td", typeOf(contract, property)), element("td", meaning)));
   }
   return [table];
