@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText, LabelledCase};
+use crate::domain::day::Day;
 use crate::domain::taxonomy::{IncidentType, Taxonomy};
 use crate::imports::{self, Imported, Source};
 
@@ -159,7 +160,11 @@ fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases 
         let case = match row.fields {
             Ok(fields) => reader.case(fields),
             Err(fault) => {
-                reader.error(None, fault.code, fault.reason, fault.fix);
+                // A row whose classes cannot be told is a matter of its label.
+                const OF_LABEL: [&str; 4] =
+                    ["several_labels", "missing_label", "not_a_class", "annotators_disagree"];
+                let column = OF_LABEL.contains(&fault.code).then_some("label");
+                reader.error(column, fault.code, fault.reason, fault.fix);
                 None
             }
         };
@@ -257,13 +262,25 @@ impl Reader<'_> {
         let text = match CaseText::parse(self.string(&fields, "text").unwrap_or_default()) {
             Ok(text) => Some(text),
             Err(error) => {
-                self.error(Some("text"), "invalid_text", error.to_string(), "see the reason");
+                self.error(
+                    Some("text"),
+                    "invalid_text",
+                    error.to_string(),
+                    "correct the text, or remove the row",
+                );
                 None
             }
         };
         let id = self.string(&fields, "id").unwrap_or_else(|| format!("row-{}", self.row));
         let id = CaseId::parse(id)
-            .map_err(|it| self.error(Some("id"), "invalid_id", it.to_string(), "see the reason"))
+            .map_err(|it| {
+                self.error(
+                    Some("id"),
+                    "invalid_id",
+                    it.to_string(),
+                    "shorten it, or leave it empty: the row's number then names it",
+                );
+            })
             .ok();
         let label = self.code(&fields, "label", true);
         let alt = self.code(&fields, "alt", false);
@@ -290,6 +307,7 @@ impl Reader<'_> {
         }
         let source = self.string(&fields, "source");
         let register = self.string(&fields, "register");
+        let day = self.day(&fields);
         // What `triage select` wrote; only its random share is a fair sample.
         let is_handpicked =
             self.string(&fields, "selected").is_some_and(|it| it.trim() != "random");
@@ -302,6 +320,7 @@ impl Reader<'_> {
             grounds,
             source,
             register,
+            day,
             is_handpicked,
         })
     }
@@ -395,6 +414,21 @@ impl Reader<'_> {
         level
     }
 
+    /// A day that cannot be read costs the split by time, not the row.
+    fn day(&mut self, fields: &Map<String, Value>) -> Option<Day> {
+        let value = self.string(fields, "date")?;
+        let day = Day::parse(&value);
+        if day.is_none() {
+            self.warn(
+                Some("date"),
+                "invalid_date",
+                format!("`{}` is no date", shorten(&value)),
+                "write it as 2026-08-01; without a date in every row no split by time is possible",
+            );
+        }
+        day
+    }
+
     /// An array, or a string with codes between spaces, commas or semicolons.
     fn grounds(&mut self, fields: &Map<String, Value>) -> Option<Vec<String>> {
         let codes: Vec<String> = match fields.get("grounds")? {
@@ -454,10 +488,16 @@ impl Reader<'_> {
         reason: String,
         fix: &str,
     ) {
+        // Under the name the column has in the file.
+        let column = column.map(|it| match it {
+            "text" => self.options.text_column.clone(),
+            "label" => self.options.label_column.clone(),
+            it => it.to_owned(),
+        });
         self.out.problems.push(Problem {
             row: self.row,
             line: self.line,
-            column: column.map(str::to_owned),
+            column,
             severity,
             code,
             reason,
@@ -548,6 +588,16 @@ mod tests {
     }
 
     #[test]
+    fn dates_are_read_and_a_wrong_one_harms_no_row() {
+        let csv = "text,label,date\n停水三天,problem,2026/8/1\n谢谢,none,昨天\n路灯坏了,problem,\n";
+        let found = read_as(Source::Csv, csv, &Options::default());
+        let days: Vec<_> = found.cases.iter().map(|it| it.day.map(|it| it.to_string())).collect();
+        assert_eq!(days, [Some("2026-08-01".to_owned()), None, None]);
+        let rows: Vec<_> = found.problems.iter().filter(|it| it.row > 0).collect();
+        assert_eq!((rows.len(), rows[0].row, rows[0].code), (1, 2, "invalid_date"));
+    }
+
+    #[test]
     fn other_columns_and_other_labels_are_read_when_named() {
         let csv = "id,内容,类别,label\n1,路灯坏了,照明,x\n2,树倒了,绿化,x\n3,井盖没了,,x\n";
         let options = Options {
@@ -562,6 +612,9 @@ mod tests {
         let rows: Vec<_> =
             found.problems.iter().filter(|it| it.row > 0).map(|it| it.code).collect();
         assert_eq!(rows, ["missing_label"]);
+        // Under the name it has in the file.
+        let named = found.problems.iter().find(|it| it.code == "missing_label").unwrap();
+        assert_eq!(named.column.as_deref(), Some("类别"));
         // The labels that occur are counted, not those of the built-in taxonomy.
         assert_eq!(found.problems.iter().filter(|it| it.code == "few_cases").count(), 2);
         let long = format!("text,label\n路灯坏了,{}\n", "长".repeat(65));

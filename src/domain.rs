@@ -2,6 +2,7 @@
 
 pub mod author;
 pub mod case;
+pub mod day;
 pub mod label;
 pub mod policy;
 pub mod prediction;

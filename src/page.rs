@@ -25,7 +25,9 @@ th,td{border:1px solid #ccc;padding:.25rem .6rem;text-align:right;white-space:no
 th:first-child,td:first-child{text-align:left}th{background:#f3f3f3}\
 td.hit{background:#e3f0e3;font-weight:600}td.miss{background:#f8e2d6}\
 .note{color:#555;font-size:.9rem}code{word-break:break-all;font-size:.85rem}\
-svg{max-width:100%;height:auto}\
+svg{max-width:100%;height:auto}th:first-child,td:first-child{position:sticky;left:0}\
+td:first-child{background:#fff}\
+@media(max-width:40rem){table{font-size:.82rem}th,td{padding:.2rem .4rem}svg{min-width:28rem}}\
 @media print{body{max-width:none;padding:0;font-size:11pt}h2{break-after:avoid}table,svg{break-inside:avoid}\
 .wide{overflow:visible}}";
 
@@ -35,6 +37,8 @@ pub struct Page<'a> {
     pub title: String,
     /// Name, version and digest of the model.
     pub model: [&'a str; 3],
+    /// What the figures are measured on, and whatever else must stand beside them.
+    pub notes: Vec<String>,
     /// Chinese names by code.
     pub names: BTreeMap<&'a str, &'a str>,
     /// Figures on the evaluated cases.
@@ -85,6 +89,9 @@ impl Page<'_> {
             escape(&self.title),
             self.report.n_cases
         ));
+        for note in &self.notes {
+            out.put(format!("<p class=\"note\">{}</p>", escape(note)));
+        }
         self.headline(&mut out);
         self.types(&mut out);
         self.confusion(&mut out);
@@ -406,7 +413,8 @@ fn chart(
         }
         root.present().map_err(|it| fail(it.to_string()))?;
     }
-    Ok(svg)
+    // On a phone it scrolls rather than shrinks to what nobody can read.
+    Ok(format!("<div class=\"wide\">{svg}</div>"))
 }
 
 fn show(it: Option<Estimate>) -> String {
@@ -475,6 +483,7 @@ mod tests {
         let page = Page {
             title: "评估 <报告>".into(),
             model: ["m", "1", "sha256:0"],
+            notes: vec!["拆分 <a>".into()],
             names: [("problem", "问题类")].into(),
             report: &report,
             others: vec![("基线", &report)],

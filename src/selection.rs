@@ -1,5 +1,6 @@
 //! Pure: which unlabelled texts are worth a person's time. Three shares: a random one, the only one that
-//! figures may be measured on; the texts the model is least sure of; and texts unlike all others.
+//! figures may be measured on; the texts the model is least sure of; and, among those it is nearly as unsure of,
+//! texts unlike all others: what is merely odd teaches little.
 //!
 //! Sources: margin sampling, Scheffer et al. 2001, "Active hidden Markov models for information
 //! extraction"; farthest-first traversal, Gonzalez 1985, as used for labelling by Sener and Savarese 2018,
@@ -11,6 +12,8 @@ use rand_chacha::ChaCha8Rng;
 
 /// Numbers a text is compared by.
 pub const N_FEATURES: usize = 64;
+/// Diverse texts are looked for among this many times as many of the least sure.
+const POOL_PER_DIVERSE: usize = 8;
 /// From this cosine on two texts teach the same.
 const SAME: f32 = 0.9;
 
@@ -116,6 +119,7 @@ pub fn select(
         }
     }
     rest.retain(|&it| !is_taken[it]);
+    rest.truncate(POOL_PER_DIVERSE * shares.diverse);
     for _ in 0..shares.diverse {
         let farthest = rest
             .iter()
@@ -202,6 +206,17 @@ mod tests {
         kinds.sort_unstable();
         // Ten kinds are known; the ten others come once each.
         assert_eq!(kinds, (10..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_odd_and_sure_is_not_diverse() {
+        let mut all = candidates(400, 20);
+        // Unlike everything, and the surest of all.
+        all[0] = Candidate { margin: 1.0, features: features([(77_777, 1.0)].into_iter()) };
+        let shares = Shares { random: 0, uncertain: 5, diverse: 10 };
+        let chosen = select(&all, &[], shares, 1);
+        assert_eq!(of(&chosen, Reason::Diverse).len(), 10);
+        assert!(chosen.iter().all(|it| it.0 >= 400 - 5 - 8 * 10), "{chosen:?}");
     }
 
     #[test]

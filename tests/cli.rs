@@ -279,6 +279,116 @@ fn train_makes_a_bundle_that_evaluate_and_classify_use() {
     assert_eq!(triage(home.path(), &args, b"").status.code(), Some(1));
 }
 
+/// Every fifth of the project's own cases, in `home/few.jsonl`.
+fn few_cases(home: &Path) {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("datasets/cases.jsonl");
+    let lines = std::fs::read_to_string(cases).unwrap();
+    let few: Vec<&str> = lines.lines().step_by(5).collect();
+    std::fs::write(home.join("few.jsonl"), few.join("\n")).unwrap();
+}
+
+/// Starts `triage train few.jsonl` and waits until its first checkpoint is there.
+#[cfg(unix)]
+fn train_until_checkpoint(home: &Path, args: &[&str]) -> std::process::Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_triage"))
+        .args(args)
+        .current_dir(home)
+        .env("TRIAGE_MODEL", Path::new(env!("CARGO_MANIFEST_DIR")).join("models/triage-base"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !home.join("state/training.safetensors").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a checkpoint");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_training_goes_on_to_the_same_weights() {
+    let home = tempfile::tempdir().unwrap();
+    few_cases(home.path());
+    let train = ["train", "few.jsonl", "--epochs", "3", "--checkpoint", "state", "-o", "cut"];
+    let mut child = train_until_checkpoint(home.path(), &train);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!home.path().join("cut").exists());
+    // Another training is refused by the name of what differs.
+    for (change, code) in [
+        (["--learning-rate", "0.001"], "checkpoint_settings"),
+        (["--validation-share", "0.2"], "checkpoint_split"),
+    ] {
+        let refused = triage(home.path(), &[train.as_slice(), &change].concat(), b"");
+        assert_eq!(refused.status.code(), Some(1), "{code}");
+        assert!(text(&refused.stderr).contains(code), "{code}: {}", text(&refused.stderr));
+    }
+    let resumed = triage(home.path(), &train, b"");
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    assert!(text(&resumed.stderr).contains("接着上次"), "{}", text(&resumed.stderr));
+    assert!(!home.path().join("state/training.safetensors").exists());
+    let args = ["train", "few.jsonl", "--epochs", "3", "-o", "whole"];
+    assert!(triage(home.path(), &args, b"").status.success());
+    for name in ["model.safetensors", "metrics.json"] {
+        let read = |dir: &str| std::fs::read(home.path().join(dir).join(name)).unwrap();
+        assert!(read("cut") == read("whole"), "{name} differs");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_training_leaves_a_candidate_that_says_so() {
+    let home = tempfile::tempdir().unwrap();
+    few_cases(home.path());
+    let train = ["train", "few.jsonl", "--epochs", "40", "--checkpoint", "state", "-o", "early"];
+    let mut child = train_until_checkpoint(home.path(), &train);
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let read = |name: &str| std::fs::read_to_string(home.path().join("early").join(name)).unwrap();
+    assert!(read("README.md").contains("| stopped early by the operator | yes"));
+    assert!(read("bundle.toml").contains("stopped_early = true"));
+    let metrics: Value = serde_json::from_str(&read("metrics.json")).unwrap();
+    assert_eq!(metrics["stopped_early"], true);
+    assert!(metrics["validation"]["macro_f1"]["value"].is_number());
+    let output = triage(home.path(), &["--model", "early", "classify", "路灯坏了"], b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    // What was done is not lost.
+    assert!(home.path().join("state/training.safetensors").exists());
+}
+
+#[test]
+fn dated_cases_are_split_by_time() {
+    let home = tempfile::tempdir().unwrap();
+    let mut csv = "text,label,date\n".to_owned();
+    for idx in 0..60 {
+        // Texts of their own: near-copies would be as old as the oldest of them.
+        let at = |place: u32| char::from_u32(0x4e00 + (idx * 331 + place * 17) % 9000).unwrap();
+        let place: String = (0..24).map(at).collect();
+        let (said, label) = if idx % 2 == 0 {
+            ("路灯坏了看不见", "problem")
+        } else {
+            ("谢谢帮忙", "suggestion")
+        };
+        csv += &format!("{place}{said},{label},2026-{:02}-01\n", 1 + idx / 6);
+    }
+    std::fs::write(home.path().join("dated.csv"), &csv).unwrap();
+    let train = ["train", "dated.csv", "--frozen", "--epochs", "1", "-o"];
+    let output = triage(home.path(), &[train.as_slice(), &["a"]].concat(), b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let manifest = std::fs::read_to_string(home.path().join("a/bundle.toml")).unwrap();
+    assert!(manifest.contains("split = \"by time, from 2026-10-01\""), "{manifest}");
+    assert!(manifest.contains("validation_cases = 6"), "{manifest}");
+    let page = std::fs::read_to_string(home.path().join("a.report.html")).unwrap();
+    assert!(page.contains("by time, from 2026-10-01") && page.contains("sha256:"));
+    let undated = csv.replacen("2026-01-01", "", 1);
+    std::fs::write(home.path().join("dated.csv"), undated).unwrap();
+    let args = [train.as_slice(), &["b", "--split", "time"]].concat();
+    let refused = triage(home.path(), &args, b"");
+    assert!(text(&refused.stderr).contains("undated_cases: 1 of 60"), "{}", text(&refused.stderr));
+}
+
 /// From a fresh models directory to a promotion that a running service follows, and back.
 #[test]
 fn a_promotion_passes_the_gates_reaches_the_service_and_rolls_back() {
@@ -435,6 +545,22 @@ fn another_taxonomy_trains_evaluates_and_answers() {
     let item: Value = serde_json::from_str(&item).unwrap();
     assert_eq!((&item["type"]["code"], &item["type"]["zh"]), (&"照明".into(), &"照明".into()));
     assert_eq!(item["handling"]["steps"], serde_json::json!([]));
+
+    // Nor is three a number the trainer knows.
+    let said = |label: usize| char::from_u32(0x5000 + 211 * label as u32).unwrap();
+    let mut csv = "text,label\n".to_owned();
+    for idx in 0..144 {
+        let (label, place) = (idx % 12, char::from_u32(0x4e00 + 37 * idx as u32).unwrap());
+        let word = said(label);
+        csv += &format!("{place}号{word}{word}坏了{word}{place}，类别{label}\n").replace('，', ",");
+    }
+    std::fs::write(home.path().join("twelve.csv"), csv).unwrap();
+    let args = ["train", "twelve.csv", "-o", "twelve", "--any-label"];
+    run(&[args.as_slice(), &quick].concat());
+    let report = run(&["--model", "twelve", "evaluate", "twelve.csv", "--json"]);
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["report"]["types"].as_array().unwrap().len(), 12);
+    assert!(report["report"]["accuracy"]["value"].as_f64().unwrap() > 0.8, "{report}");
 
     // A taxonomy that explains them comes with the bundle, and is part of it.
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -252,6 +252,7 @@ pub(super) fn page<'a>(
     Page {
         title: String::new(),
         model: [&identity.name, &identity.version, &identity.digest],
+        notes: Vec::new(),
         names: types.chain(grounds).collect(),
         report,
         others: Vec::new(),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
@@ -36,7 +36,7 @@ use crate::pipeline::{Pipeline, TextPipeline, segmenter};
 use crate::registry::{Entry, Registry};
 use crate::text::Encoder;
 use crate::training::loss::Target;
-use crate::training::split::split;
+use crate::training::split::{Split, near_duplicate_groups, split, split_by_time};
 use crate::training::trainer::{self, Example, Settings, Task};
 
 /// Exit code of a training that was stopped early; its candidate is written all the same.
@@ -90,9 +90,23 @@ pub struct TrainArgs {
     /// 验证集所占比例
     #[arg(long, default_value_t = 0.1)]
     validation_share: f64,
+    /// 怎样留出验证集
+    #[arg(long, value_enum, default_value_t = SplitBy::Auto)]
+    split: SplitBy,
     /// 随机种子
     #[arg(long, default_value_t = Settings::default().seed)]
     seed: u64,
+}
+
+/// How cases are held out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SplitBy {
+    /// 每条案例都有日期（date 列）时按时间，否则随机
+    Auto,
+    /// 最新的一部分
+    Time,
+    /// 每类随机抽取
+    Random,
 }
 
 /// Runs the command; its exit code is 3 when ctrl-C ended the training early.
@@ -122,6 +136,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
         .as_deref()
         .map(|it| fair(read_cases_with(it, &taxonomy, &args.form.options())?))
         .transpose()?;
+    let test_digest = test.as_deref().map(file_digest);
     let base = Base::load(args.base.as_deref().unwrap_or(&config.model), args.seed)?;
     let text = TextSettings {
         chunk_tokens: base.config.max_position_embeddings,
@@ -140,7 +155,8 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     fill_unlabelled_heads(&mut examples, taxonomy.ground_codes().len());
     let texts: Vec<&str> = cases.iter().map(|it| it.text.as_str()).collect();
     let labels: Vec<usize> = examples.iter().map(|it| it.target.label).collect();
-    let parts = split(&texts, &labels, args.validation_share, args.seed);
+    let (parts, split_kind) = split_cases(&cases, &texts, &labels, &args)?;
+    eprintln!("留出 {} 条验证（{split_kind}）", parts.validation.len());
     ensure!(
         !parts.train.is_empty() && !parts.validation.is_empty(),
         "{} cases are too few to hold some out; label more",
@@ -225,6 +241,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
             },
             training: TrainingRecord {
                 data_digest,
+                split: split_kind,
                 split_digest,
                 train_cases: parts.train.len(),
                 validation_cases: parts.validation.len(),
@@ -286,7 +303,13 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
         ),
     };
     let lexical = baseline(&train_cases, on_cases, &taxonomy, config)?;
-    let before = compared(config, on_cases)?;
+    let before = compared(config, on_cases, |served| {
+        is_fair(served, &bundle.manifest.training, test_digest.as_deref())
+    })?;
+    let overlap = test.as_deref().map_or(0, |it| n_near_copies(&train_cases, it));
+    if overlap > 0 {
+        eprintln!("test_overlap: 测试集有 {overlap} 条与训练案例雷同，数字偏好；请从测试集中去掉");
+    }
     let mut others: Vec<(&str, &Report)> = Vec::new();
     others.extend(before.iter().map(|it| ("现行版本", it)));
     others.push(("词法基线", &lexical));
@@ -299,6 +322,21 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     };
     // The pipeline was made before the bundle had its digest.
     page.model[2] = &digest;
+    let training = &bundle.manifest.training;
+    page.notes.push(format!(
+        "训练 {} 条，留出 {} 条（{}）；拆分 {}，数据 {}",
+        training.train_cases,
+        training.validation_cases,
+        training.split,
+        training.split_digest,
+        training.data_digest
+    ));
+    if training.stopped_early {
+        page.notes.push(format!("训练被提前停止，这是当时最好的一轮（第 {} 轮）", training.epoch));
+    }
+    if overlap > 0 {
+        page.notes.push(format!("测试集有 {overlap} 条与训练案例雷同，数字偏好"));
+    }
     let html = args.html.unwrap_or_else(|| args.output.with_added_extension("report.html"));
     write_page(&html, &page)?;
     eprintln!("报告：{}", html.display());
@@ -326,6 +364,67 @@ fn dictionary_digest(config: &Config) -> anyhow::Result<String> {
     Ok(sha256(&std::fs::read(path).with_context(|| path.display().to_string())?))
 }
 
+/// The split, and what to call it.
+fn split_cases(
+    cases: &[LabelledCase],
+    texts: &[&str],
+    labels: &[usize],
+    args: &TrainArgs,
+) -> anyhow::Result<(Split, String)> {
+    let share = args.validation_share;
+    ensure!(
+        0.0 < share && share < 1.0,
+        "validation_share: {share} must lie between 0 and 1, both excluded"
+    );
+    let days: Vec<_> = cases.iter().filter_map(|it| it.day).collect();
+    let n_undated = cases.len() - days.len();
+    ensure!(
+        args.split != SplitBy::Time || n_undated == 0,
+        "undated_cases: {n_undated} of {} cases have no date (`triage check` names wrong ones): date          them all, or say --split random",
+        cases.len()
+    );
+    let is_spread = days.iter().min() < days.iter().max();
+    let by_time = match args.split {
+        SplitBy::Time => true,
+        SplitBy::Auto => n_undated == 0 && is_spread,
+        SplitBy::Random => false,
+    };
+    if !by_time {
+        if args.split == SplitBy::Auto && !days.is_empty() && n_undated > 0 {
+            eprintln!("{n_undated} 条没有日期，不能按时间拆分，改为随机");
+        }
+        return Ok((split(texts, labels, share, args.seed), format!("random, seed {}", args.seed)));
+    }
+    let parts = split_by_time(texts, &days, share);
+    let first = parts.validation.iter().map(|&it| days[it]).min();
+    let missing = labels
+        .iter()
+        .filter(|&&label| !parts.validation.iter().any(|&it| labels[it] == label))
+        .collect::<std::collections::BTreeSet<_>>()
+        .len();
+    if missing > 0 {
+        eprintln!("最新的案例里缺 {missing} 个类型：它们没有验证数字；可加大 --validation-share");
+    }
+    Ok((parts, format!("by time, from {}", first.map_or(String::new(), |it| it.to_string()))))
+}
+
+/// Whether another version's figures on the cases measured here may stand beside ours: not when it may
+/// have learned from them, and what it learned from is known by digest only.
+fn is_fair(other: &TrainingRecord, ours: &TrainingRecord, test_digest: Option<&str>) -> bool {
+    match test_digest {
+        Some(digest) => other.data_digest != digest,
+        None => other.data_digest == ours.data_digest && other.split_digest == ours.split_digest,
+    }
+}
+
+/// Test cases that say nearly what a training case says.
+fn n_near_copies(train: &[LabelledCase], test: &[LabelledCase]) -> usize {
+    let texts: Vec<&str> = train.iter().chain(test).map(|it| it.text.as_str()).collect();
+    let groups = near_duplicate_groups(&texts);
+    // A group is named after its first text, and training cases come first.
+    groups[train.len()..].iter().filter(|&&leader| leader < train.len()).count()
+}
+
 /// A taxonomy of the labels that occur; what the built-in one explains of them stays explained.
 fn of_labels(taxonomy: Taxonomy, cases: &[LabelledCase]) -> anyhow::Result<Taxonomy> {
     let types = LabelSet::new(labels_of(cases))?;
@@ -338,9 +437,19 @@ fn of_labels(taxonomy: Taxonomy, cases: &[LabelledCase]) -> anyhow::Result<Taxon
     Ok(taxonomy.for_labels(&types, &grounds))
 }
 
-/// The figures of the version served until now on the same cases; none when it has other types or cannot
-/// be used. It may have been trained on them: then its figures flatter.
-fn compared(config: &Config, cases: &[LabelledCase]) -> anyhow::Result<Option<Report>> {
+/// The figures of the version served until now on the same cases; none when they would be unfair, when it
+/// has other types, or when it cannot be used.
+fn compared(
+    config: &Config,
+    cases: &[LabelledCase],
+    is_fair: impl Fn(&TrainingRecord) -> bool,
+) -> anyhow::Result<Option<Report>> {
+    if Bundle::load(&config.model).is_ok_and(|it| !is_fair(&it.manifest.training)) {
+        eprintln!(
+            "different_split: 现行版本可能学过这里的案例，未与它比较；用 --test 给出双方都没学过的案例"
+        );
+        return Ok(None);
+    }
     let served = match load_pipeline(config) {
         Ok(served) => served,
         Err(error) => {
@@ -427,4 +536,28 @@ pub(super) fn file_digest(cases: &[LabelledCase]) -> String {
 fn split_digest(cases: &[LabelledCase], validation: &[usize]) -> String {
     let ids: Vec<&str> = validation.iter().map(|&it| cases[it].id.as_str()).collect();
     sha256(ids.join("\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_stand_side_by_side_only_when_both_did_not_learn_from_the_cases() {
+        let record = |data: &str, split: &str| TrainingRecord {
+            data_digest: data.into(),
+            split_digest: split.into(),
+            ..Bundle::for_tests().manifest.training
+        };
+        let ours = record("a", "1");
+        for (other, test, expected) in [
+            (record("a", "1"), None, true),
+            (record("a", "2"), None, false),
+            (record("b", "1"), None, false),
+            (record("b", "2"), Some("t"), true),
+            (record("t", "2"), Some("t"), false),
+        ] {
+            assert_eq!(is_fair(&other, &ours, test), expected, "{other:?} {test:?}");
+        }
+    }
 }

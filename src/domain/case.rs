@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use super::day::Day;
+
 /// Longest text accepted, in characters. Longer documents are not one item.
 pub const MAX_TEXT_CHARS: usize = 20_000;
 /// Longest identifier accepted, in characters.
@@ -116,6 +118,8 @@ pub struct LabelledCase {
     pub source: Option<String>,
     /// Manner of speaking: a slice for evaluation, never an input of the model.
     pub register: Option<String>,
+    /// The day it is of, when the file says so: for splits by time, never an input of the model.
+    pub day: Option<Day>,
     /// Whether it was chosen for labelling otherwise than by lot: then figures on it are no figures.
     pub is_handpicked: bool,
 }

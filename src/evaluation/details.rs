@@ -176,7 +176,13 @@ fn slices(cases: &[(Outcome, Detail)], n_types: usize) -> Vec<Slice> {
             macro_f1: metrics::macro_f1(&truth, &predicted, n_types)?,
         })
     };
-    members.into_iter().filter(|it| it.1.len() >= MIN_SLICE).filter_map(slice).collect()
+    let mut kept: Vec<_> = members.into_iter().filter(|it| it.1.len() >= MIN_SLICE).collect();
+    // By the number they begin with, short texts first; names have none and stay in their order.
+    kept.sort_by_key(|((kind, value), _)| {
+        let n_digits = value.bytes().take_while(u8::is_ascii_digit).count();
+        (*kind, value[..n_digits].parse::<u64>().unwrap_or(u64::MAX))
+    });
+    kept.into_iter().filter_map(slice).collect()
 }
 
 #[cfg(test)]

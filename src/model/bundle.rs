@@ -124,6 +124,9 @@ pub struct TrainingRecord {
     pub data_digest: String,
     /// `sha256:…` over the identifiers of each part of the split.
     pub split_digest: String,
+    /// How the held-out cases were chosen.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub split: String,
     /// Cases trained on.
     pub train_cases: usize,
     /// Cases held out for early stopping and calibration.
@@ -331,6 +334,7 @@ impl Bundle {
                 training: TrainingRecord {
                     data_digest: String::new(),
                     split_digest: String::new(),
+                    split: String::new(),
                     train_cases: 0,
                     validation_cases: 0,
                     seed: 0,

@@ -1,5 +1,5 @@
-//! Encoder and heads as one, differentiable: what training goes through. Serving goes through
-//! [`super::runtime`].
+//! Encoder and heads as one, in candle's own operations: the reference that training's
+//! [`super::trainable`] and serving's [`super::runtime`] are held to.
 
 use candle_core::{Result, Tensor};
 use candle_transformers::models::bert::Config;

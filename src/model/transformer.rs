@@ -1,6 +1,7 @@
-//! The differentiable body: a BERT encoder with its pooler, in candle.
+//! The reference body: a BERT encoder with its pooler, in candle. Tests hold training's and serving's
+//! bodies to it; neither goes through it.
 //!
-//! candle-transformers' `BertModel` cannot be trained: its fused layer norm and softmax record no
+//! candle-transformers' `BertModel` gives no slopes: its fused layer norm and softmax record no
 //! gradient, and its dropout does nothing. This one computes the same function from the same
 //! weights (a parity test holds it to 1e-4) with two ways through: [`Mode::Train`] uses only
 //! operations that carry gradients, [`Mode::Eval`] the fused ones.

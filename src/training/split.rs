@@ -1,4 +1,4 @@
-//! Seeded, leak-free split: near-duplicates stay on one side.
+//! Seeded, leak-free split, by lot or by time: near-duplicates stay on one side.
 //!
 //! Source: Broder 1997, "On the resemblance and containment of documents" (MinHash with banding).
 
@@ -59,6 +59,31 @@ pub fn split(texts: &[&str], labels: &[usize], validation_share: f64, seed: u64)
     split.train.sort_unstable();
     split.validation.sort_unstable();
     split
+}
+
+/// Splits `texts` by time: the newest `validation_share` are held out, so that what is measured is how the
+/// model does on what comes after. A group of near-duplicates is of the day of its oldest text, for what
+/// was said before is known before; `days` has any ordered measure of time, one per text.
+pub fn split_by_time(texts: &[&str], days: &[impl Ord + Copy], validation_share: f64) -> Split {
+    assert_eq!(texts.len(), days.len(), "one day per text");
+    let groups = near_duplicate_groups(texts);
+    let mut first_days: Vec<_> = days.to_vec();
+    for (idx, &leader) in groups.iter().enumerate() {
+        first_days[leader] = first_days[leader].min(days[idx]);
+    }
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    // Newest first, groups together.
+    order.sort_by_key(|&it| (std::cmp::Reverse(first_days[groups[it]]), groups[it], it));
+    let wanted = (texts.len() as f64 * validation_share).round() as usize;
+    let mut end = wanted.min(order.len());
+    // A group at the border stays in training, whole.
+    while 0 < end && end < order.len() && groups[order[end - 1]] == groups[order[end]] {
+        end -= 1;
+    }
+    let mut train = order.split_off(end);
+    train.sort_unstable();
+    order.sort_unstable();
+    Split { train, validation: order }
 }
 
 /// For each text the index of its group's first text.
@@ -144,6 +169,22 @@ mod tests {
             let is_held_out = |it| split.validation.contains(&it);
             assert_eq!(is_held_out(pair * 2), is_held_out(pair * 2 + 1), "pair {pair}");
         }
+    }
+
+    #[test]
+    fn by_time_the_newest_are_held_out_and_copies_are_as_old_as_their_first() {
+        let (texts, _) = texts();
+        // Later ones happen to share some text with earlier ones.
+        let texts: Vec<&str> = texts[..380].iter().map(String::as_str).collect();
+        // Pairs of copies; the second of the oldest pair is reposted last of all.
+        let mut days: Vec<usize> = (0..texts.len()).map(|it| it / 2).collect();
+        days[1] = 1000;
+        let split = split_by_time(&texts, &days, 0.2);
+        assert_eq!(split.validation, (304..380).collect::<Vec<_>>());
+        assert_eq!(split.train, (0..304).collect::<Vec<_>>());
+        // A border inside a pair moves to its edge.
+        let odd = split_by_time(&texts, &days, 0.2025);
+        assert_eq!(odd.validation, split.validation);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub fn card(
          ## Training\n\n\
          | what | value |\n| --- | --- |\n\
          | cases trained on / held out | {} / {} |\n| epoch kept | {} |\n| seed | {} |\n| base | {} |\n\
-         | stopped early by the operator | {} |\n| data | `{}` |\n| split | `{}` |\n| code | opinion-triage {} |\n| coverage asked of prediction sets | {} |\n\n\
+         | stopped early by the operator | {} |\n| data | `{}` |\n| split | {} `{}` |\n| code | opinion-triage {} |\n| coverage asked of prediction sets | {} |\n\n\
          Mix of the halves (encoder temperature, weight of the n-grams): type {:.3}, {:.3}; level {:.3}, {:.3}; \
          grounds {:.3}, {:.3}. A type is in the prediction set from {:.4} on.\n",
         manifest.name,
@@ -41,6 +41,7 @@ pub fn card(
             "no"
         },
         training.data_digest,
+        training.split,
         training.split_digest,
         training.code_version,
         manifest.calibration.coverage,
