@@ -419,7 +419,9 @@ fn a_promotion_passes_the_gates_reaches_the_service_and_rolls_back() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(registry().contains("[candidate]") && !registry().contains("[production]"));
     let page = std::fs::read_to_string(home.path().join("models/mine.report.html")).unwrap();
-    assert!(page.contains("词法基线") && page.contains("现行版本") && page.contains("<svg"));
+    assert!(page.contains("词法基线") && page.contains("<svg"));
+    // The version in use may have learned from what is held out here.
+    assert!(text(&output.stderr).contains("different_split"), "{}", text(&output.stderr));
 
     // Cases that taught the candidate say nothing about it.
     let output = run(&["models", "promote", "--cases", "train.jsonl"]);
