@@ -4,15 +4,21 @@
 //! A flag wins over the environment, the environment over the file, the file over the default.
 //! What belongs to a trained version (labels, chunk length, temperatures) is in its bundle, not here.
 
+mod args;
+mod error;
+mod file;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use self::args::parse_host;
+use self::file::{File, FileLog, FileServe};
+
+pub use self::args::{CommonArgs, LogFormat, LogLevel, ServeSettings};
+pub use self::error::ConfigError;
 
 /// The settings file looked for in the current directory when none is named.
 pub const DEFAULT_FILE: &str = "triage.toml";
@@ -24,134 +30,6 @@ pub const SHIPPED_MODEL: &str = "triage-base";
 const OTLP_ENV: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// Every environment variable of ours starts so.
 pub const ENV_PREFIX: &str = "TRIAGE_";
-
-/// Settings of every command, as typed.
-#[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "设置")]
-pub struct CommonArgs {
-    /// 设置文件（TOML）；默认为当前目录的 triage.toml（若存在）
-    #[arg(long, global = true, env = "TRIAGE_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// 模型目录；先从当前目录找，再从程序所在目录找 [默认: 登记为 production 的模型，否则 models/triage-base]
-    #[arg(long, global = true, env = "TRIAGE_MODEL", value_name = "DIR")]
-    pub model: Option<PathBuf>,
-    /// 存放各模型版本及其登记文件 registry.toml 的目录 [默认: models]
-    #[arg(long, global = true, env = "TRIAGE_MODELS", value_name = "DIR")]
-    pub models: Option<PathBuf>,
-    /// 用户词典（jieba 格式，每行：词 [词频 [词性]]），用于本地地名等
-    #[arg(long, global = true, env = "TRIAGE_USER_DICT", value_name = "FILE")]
-    pub user_dict: Option<PathBuf>,
-    /// 计算线程数 [默认: 与核数相同]
-    #[arg(long, global = true, env = "TRIAGE_THREADS", value_name = "N")]
-    pub threads: Option<usize>,
-    /// 不用整数、按训练时的精度计算：较慢，用于对照 [默认: false]
-    #[arg(long, global = true, env = "TRIAGE_EXACT", num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", value_name = "BOOL")]
-    pub exact: Option<bool>,
-    /// 日志格式（写到标准错误）[默认: text]
-    #[arg(long, global = true, env = "TRIAGE_LOG_FORMAT", value_name = "FORMAT")]
-    pub log_format: Option<LogFormat>,
-    /// 日志级别 [默认: info]
-    #[arg(long, global = true, env = "TRIAGE_LOG_LEVEL", value_name = "LEVEL")]
-    pub log_level: Option<LogLevel>,
-}
-
-/// Settings of `serve`, as typed.
-#[derive(Debug, Clone, Default, Args)]
-pub struct ServeSettings {
-    /// 监听地址 [默认: 127.0.0.1]
-    #[arg(long, env = "TRIAGE_HOST", value_name = "ADDRESS", value_parser = parse_host)]
-    pub host: Option<IpAddr>,
-    /// 监听端口，0 表示任取一个空闲端口 [默认: 8080]
-    #[arg(long, env = "TRIAGE_PORT", value_name = "PORT")]
-    pub port: Option<u16>,
-    /// 没有密钥文件也允许监听其他机器能访问的地址：任何人都能调用 [默认: false]
-    #[arg(long, env = "TRIAGE_ALLOW_REMOTE", num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", value_name = "BOOL")]
-    pub allow_remote: Option<bool>,
-    /// 请求体上限（字节）[默认: 4194304]
-    #[arg(long, env = "TRIAGE_MAX_BODY_BYTES", value_name = "BYTES")]
-    pub max_body_bytes: Option<usize>,
-    /// 一次请求的条目上限 [默认: 256]
-    #[arg(long, env = "TRIAGE_MAX_ITEMS", value_name = "N")]
-    pub max_items: Option<usize>,
-    /// 同时在处理的条目上限，超出则答 503 [默认: 4096]
-    #[arg(long, env = "TRIAGE_MAX_WAITING_ITEMS", value_name = "N")]
-    pub max_waiting_items: Option<usize>,
-    /// 一次前向计算的词元上限 [默认: 4096]
-    #[arg(long, env = "TRIAGE_MAX_BATCH_TOKENS", value_name = "N")]
-    pub max_batch_tokens: Option<usize>,
-    /// 停止时完成已收请求的最长时间（秒）[默认: 30]
-    #[arg(long, env = "TRIAGE_DRAIN_SECONDS", value_name = "SECONDS")]
-    pub drain_seconds: Option<u64>,
-    /// 密钥文件，每行一个密钥（见 triage keys new）；改动后自动重读。不给出则不验证
-    #[arg(long, env = "TRIAGE_KEYS", value_name = "FILE")]
-    pub keys: Option<PathBuf>,
-    /// 允许其网页跨域调用的来源，可重复给出 [默认: 无]
-    #[arg(
-        long = "cors-origin",
-        env = "TRIAGE_CORS_ORIGIN",
-        value_name = "ORIGIN",
-        value_delimiter = ','
-    )]
-    pub cors_origins: Option<Vec<String>>,
-    /// TLS 证书链（PEM）；须与 --tls-key 一起给出
-    #[arg(long, env = "TRIAGE_TLS_CERT", value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
-    /// TLS 私钥（PEM）
-    #[arg(long, env = "TRIAGE_TLS_KEY", value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-    /// 答案缓存的内存上限（MiB），0 表示不缓存 [默认: 16]
-    #[arg(long, env = "TRIAGE_CACHE_MIB", value_name = "MIB")]
-    pub cache_mib: Option<usize>,
-    /// 为带 Idempotency-Key 的请求保留答复的内存上限（MiB），0 表示不理会该请求头 [默认: 16]
-    #[arg(long, env = "TRIAGE_REPLAY_MIB", value_name = "MIB")]
-    pub replay_mib: Option<usize>,
-    /// 上述答复保留的最长时间（秒）；期间重发同一请求得到同样的字节，只计算一次 [默认: 600]
-    #[arg(long, env = "TRIAGE_REPLAY_SECONDS", value_name = "SECONDS")]
-    pub replay_seconds: Option<u64>,
-    /// 客户端取走一次答复的最长时间（秒），超出则断开 [默认: 30]
-    #[arg(long, env = "TRIAGE_WRITE_SECONDS", value_name = "SECONDS")]
-    pub write_seconds: Option<u64>,
-    /// OpenTelemetry 收集器地址（OTLP/HTTP，如 http://127.0.0.1:4318），也读 OTEL_EXPORTER_OTLP_ENDPOINT；
-    /// 须以 --features otlp 编译 [默认: 不发送]
-    #[arg(long, env = "TRIAGE_OTLP_ENDPOINT", value_name = "URL")]
-    pub otlp_endpoint: Option<String>,
-    /// 请求头到齐的最长时间，也是空闲连接保留的最长时间（秒）[默认: 30]
-    #[arg(long, env = "TRIAGE_HEAD_SECONDS", value_name = "SECONDS")]
-    pub head_seconds: Option<u64>,
-    /// 同时打开的连接上限 [默认: 4096]
-    #[arg(long, env = "TRIAGE_MAX_CONNECTIONS", value_name = "N")]
-    pub max_connections: Option<usize>,
-}
-
-/// Form of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// Least grave log lines shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// Only what failed.
-    Error,
-    /// And what looks wrong.
-    Warn,
-    /// And what happens once in a while.
-    #[default]
-    Info,
-    /// And every request.
-    Debug,
-    /// Everything.
-    Trace,
-}
 
 /// The checked settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,92 +101,6 @@ pub struct LogConfig {
     pub level: LogLevel,
 }
 
-/// The settings file; also what `--print-config` shows.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    models: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_dict: Option<PathBuf>,
-    threads: Option<usize>,
-    exact: Option<bool>,
-    serve: FileServe,
-    log: FileLog,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileServe {
-    host: Option<String>,
-    port: Option<u16>,
-    allow_remote: Option<bool>,
-    max_body_bytes: Option<usize>,
-    max_items: Option<usize>,
-    max_waiting_items: Option<usize>,
-    max_batch_tokens: Option<usize>,
-    drain_seconds: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    keys: Option<PathBuf>,
-    cors_origins: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls_cert: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls_key: Option<PathBuf>,
-    cache_mib: Option<usize>,
-    replay_mib: Option<usize>,
-    replay_seconds: Option<u64>,
-    write_seconds: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    otlp_endpoint: Option<String>,
-    head_seconds: Option<u64>,
-    max_connections: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileLog {
-    format: Option<LogFormat>,
-    level: Option<LogLevel>,
-}
-
-/// Settings that may be absent from [`Config::to_toml`].
-#[cfg(test)]
-const OPTIONAL_KEYS: [&str; 6] =
-    ["model", "user_dict", "serve.keys", "serve.tls_cert", "serve.tls_key", "serve.otlp_endpoint"];
-
-/// Keys of the settings file, for naming the nearest one; a test keeps them equal to [`File`].
-const KEYS: [&str; 26] = [
-    "model",
-    "models",
-    "user_dict",
-    "threads",
-    "exact",
-    "serve.host",
-    "serve.port",
-    "serve.allow_remote",
-    "serve.max_body_bytes",
-    "serve.max_items",
-    "serve.max_waiting_items",
-    "serve.max_batch_tokens",
-    "serve.drain_seconds",
-    "serve.keys",
-    "serve.cors_origins",
-    "serve.tls_cert",
-    "serve.tls_key",
-    "serve.cache_mib",
-    "serve.replay_mib",
-    "serve.replay_seconds",
-    "serve.write_seconds",
-    "serve.otlp_endpoint",
-    "serve.head_seconds",
-    "serve.max_connections",
-    "log.format",
-    "log.level",
-];
-
 impl Config {
     /// The settings in force. `serve` is the default for commands that do not serve.
     ///
@@ -318,7 +110,7 @@ impl Config {
         let named = common.config.as_deref();
         let default = Path::new(DEFAULT_FILE);
         let mut file = match named.or_else(|| default.is_file().then_some(default)) {
-            Some(path) => read_file(path)?,
+            Some(path) => file::read(path)?,
             None => File::default(),
         };
         if cfg!(feature = "otlp") && file.serve.otlp_endpoint.is_none() {
@@ -545,30 +337,6 @@ fn check_names(
     Ok(())
 }
 
-fn read_file(path: &Path) -> Result<File, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    let invalid = |source| ConfigError::Toml { path: path.into(), source: Box::new(source) };
-    let table: toml::Table = text.parse().map_err(invalid)?;
-    for (section, value) in &table {
-        let keys: Vec<String> = match value {
-            toml::Value::Table(inner) if !KEYS.contains(&section.as_str()) => {
-                inner.keys().map(|it| format!("{section}.{it}")).collect()
-            }
-            _ => vec![section.clone()],
-        };
-        for key in keys {
-            // `serve = 1` is left to serde, which names the type it wants.
-            let is_section = KEYS.iter().any(|it| it.starts_with(&format!("{key}.")));
-            if !is_section && !KEYS.contains(&key.as_str()) {
-                let hint = hint(&key, KEYS);
-                return Err(ConfigError::UnknownKey { key, path: path.into(), hint });
-            }
-        }
-    }
-    toml::from_str(&text).map_err(invalid)
-}
-
 /// `; did you mean …?` with the known name nearest to `name`, or nothing when none is near.
 fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     // Also without the section: `port = 1` at the top is a likely slip for `serve.port`.
@@ -583,13 +351,6 @@ fn hint<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
         .filter(|it| it.0 > 0.75)
         .map(|it| format!("; did you mean `{}`?", it.1))
         .unwrap_or_default()
-}
-
-fn parse_host(host: &str) -> Result<IpAddr, String> {
-    if host == "localhost" {
-        return Ok(Ipv4Addr::LOCALHOST.into());
-    }
-    host.parse().map_err(|_| format!("`{host}` is no IP address; write one, such as 127.0.0.1"))
 }
 
 /// Whether `origin` is what a browser sends in `Origin`: scheme, host, perhaps a port, and nothing after it.
@@ -633,96 +394,11 @@ fn locate(path: PathBuf) -> PathBuf {
     found.find(|it| it.exists()).unwrap_or(path)
 }
 
-/// Why the settings are wrong.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The settings file cannot be read.
-    #[error("settings file {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The settings file is not TOML of the right shape.
-    #[error("settings file {}: {source}", path.display())]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: Box<toml::de::Error>,
-    },
-    /// A key that is no setting.
-    #[error("unknown setting `{key}` in {}{hint}", path.display())]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// The file.
-        path: PathBuf,
-        /// The nearest right one.
-        hint: String,
-    },
-    /// A variable that is no setting.
-    #[error("unknown environment variable `{name}`{hint}")]
-    UnknownEnv {
-        /// The variable.
-        name: String,
-        /// The nearest right one.
-        hint: String,
-    },
-    /// A number out of range.
-    #[error("`{key}` is {actual}, it must lie between {low} and {high}")]
-    Range {
-        /// The setting.
-        key: &'static str,
-        /// Its value.
-        actual: String,
-        /// The least value allowed.
-        low: String,
-        /// The greatest value allowed.
-        high: String,
-    },
-    /// A value that cannot be understood.
-    #[error("`{key}`: {reason}")]
-    Value {
-        /// The setting.
-        key: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// A queue that one allowed request overfills.
-    #[error(
-        "`serve.max_waiting_items` is {max_waiting_items}, less than `serve.max_items` ({max_items}): \
-         a request of allowed size could never be taken; raise the first or lower the second"
-    )]
-    Waiting {
-        /// Most items in one request.
-        max_items: usize,
-        /// Most items waiting.
-        max_waiting_items: usize,
-    },
-    /// One of certificate and key.
-    #[error("`serve.tls_cert` and `serve.tls_key` go together; give both or neither")]
-    HalfTls,
-    /// A collector, and nothing that could send to it.
-    #[error(
-        "`serve.otlp_endpoint` is given, but this program was built without OpenTelemetry; build it with \
-         `cargo build --release --features otlp`, or leave the setting out"
-    )]
-    NoOtlp,
-    /// Listening beyond this machine without keys and without saying so.
-    #[error(
-        "`serve.host` {host} can be reached from other machines and nobody would need a key; \
-         give --keys FILE (see `triage keys new`), or --allow-remote if that is wanted, or use 127.0.0.1"
-    )]
-    Remote {
-        /// The address.
-        host: IpAddr,
-    },
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Args;
+
+    use super::file::{KEYS, OPTIONAL_KEYS};
     use super::*;
 
     fn file(toml: &str) -> Result<Config, ConfigError> {

@@ -123,5 +123,12 @@ async fn versions_swap_under_load_without_a_failed_or_mixed_reply() {
     // The first version is not kept by anybody but this test and the service's handle on it.
     service.swap(versions[1].clone(), EngineLimits::default()).unwrap();
     tokio::task::spawn_blocking(move || thread.join()).await.unwrap();
-    assert_eq!(Arc::strong_count(&versions[0]), 1);
+    // Engines swapped in later end by themselves, soon after their last request.
+    for _ in 0..500 {
+        if Arc::strong_count(&versions[0]) == 1 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{} others still hold the old version", Arc::strong_count(&versions[0]) - 1);
 }
