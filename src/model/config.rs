@@ -28,6 +28,16 @@ pub fn small(vocab_size: usize) -> Config {
     }
 }
 
+/// # Errors
+/// When the heads do not share the width evenly.
+pub fn check_heads(config: &Config) -> candle_core::Result<()> {
+    let (n_heads, hidden) = (config.num_attention_heads, config.hidden_size);
+    if n_heads == 0 || !hidden.is_multiple_of(n_heads) {
+        candle_core::bail!("{n_heads} heads do not divide a width of {hidden}")
+    }
+    Ok(())
+}
+
 /// `config.json` for `config` with the type head's labels, under Hugging Face's names.
 pub fn to_json(config: &Config, types: &LabelSet) -> Value {
     let hidden_act = match config.hidden_act {

@@ -20,6 +20,7 @@ use rten_tensor::NdTensorView;
 use rten_vecmath::{ApproxGelu, Gelu, Softmax, Tanh};
 
 use self::linear::{Input, Linear, Products, room, values};
+use super::config::check_heads;
 use super::heads::{HeadSizes, TextLogits};
 use super::weights::Weights;
 use crate::text::Encoding;
@@ -257,12 +258,7 @@ impl Runtime {
         precision: Precision,
     ) -> Result<Self> {
         let hidden = config.hidden_size;
-        if config.num_attention_heads == 0 || !hidden.is_multiple_of(config.num_attention_heads) {
-            candle_core::bail!(
-                "{} heads do not divide a width of {hidden}",
-                config.num_attention_heads
-            )
-        }
+        check_heads(config)?;
         let products = Products::default();
         let table = |name: &str, n_rows| {
             values(&weights.get(&format!("bert.embeddings.{name}.weight"), &[n_rows, hidden])?)

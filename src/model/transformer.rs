@@ -14,6 +14,7 @@ use candle_transformers::models::bert::{Config, HiddenAct};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::config::check_heads;
 use super::weights::Weights;
 
 /// How to go through the model.
@@ -223,12 +224,7 @@ impl Transformer {
     /// When a tensor the shape asks for is missing or misshapen; it is named.
     pub fn load(weights: &Weights, config: &Config) -> Result<Self> {
         let hidden = config.hidden_size;
-        if config.num_attention_heads == 0 || !hidden.is_multiple_of(config.num_attention_heads) {
-            candle_core::bail!(
-                "{} heads do not divide a width of {hidden}",
-                config.num_attention_heads
-            )
-        }
+        check_heads(config)?;
         let table = |name: &str, n_rows| {
             weights.get(&format!("bert.embeddings.{name}.weight"), &[n_rows, hidden])
         };

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use candle_transformers::models::bert::{Config, HiddenAct};
 
 use super::kernels::Products;
+use crate::model::config::check_heads;
 use crate::model::heads::HeadSizes;
 use crate::model::weights::Weights;
 
@@ -113,12 +114,7 @@ impl Trainable {
         sizes: HeadSizes,
     ) -> Result<Self> {
         let hidden = config.hidden_size;
-        if config.num_attention_heads == 0 || !hidden.is_multiple_of(config.num_attention_heads) {
-            candle_core::bail!(
-                "{} heads do not divide a width of {hidden}",
-                config.num_attention_heads
-            )
-        }
+        check_heads(config)?;
         let find = |name: &str, shape: &[usize]| -> Result<usize> {
             weights.get(name, shape)?;
             parameters
