@@ -1,7 +1,7 @@
 //! Files of labelled cases: every row becomes a [`LabelledCase`] or a [`Problem`] that names row,
 //! column, reason and fix. Knows no model.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::domain::taxonomy::{IncidentType, Taxonomy};
 use crate::imports::{self, Imported, Source};
 
 /// Columns with a meaning, and after them columns that are allowed and not read.
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 18] = [
     "id",
     "text",
     "label",
@@ -33,9 +33,10 @@ const COLUMNS: [&str; 17] = [
     "split",
     "lang",
     "selected",
+    "suggested",
 ];
 /// Fewest cases of a label that training can learn anything from.
-const MIN_CASES_PER_LABEL: usize = 10;
+pub const MIN_CASES_PER_LABEL: usize = 10;
 /// Longest label of a taxonomy we do not know.
 const MAX_LABEL_CHARS: usize = 64;
 
@@ -80,6 +81,8 @@ pub struct Cases {
     pub places: Vec<(u64, u64)>,
     /// Rows of the file, usable or not.
     pub n_rows: u64,
+    /// Errors that are counted and not told again: a refused column in a further row.
+    pub n_untold: usize,
     /// How the file is written; none before anything was read.
     pub source: Option<Source>,
 }
@@ -109,9 +112,10 @@ impl Default for Options {
 }
 
 impl Cases {
-    /// Number of problems that make a row useless.
+    /// Number of problems that make a row useless, told or not.
     pub fn n_errors(&self) -> usize {
-        self.problems.iter().filter(|it| it.severity == Severity::Error).count()
+        let told = self.problems.iter().filter(|it| it.severity == Severity::Error);
+        told.count() + self.n_untold
     }
 }
 
@@ -140,7 +144,8 @@ fn find_type<'a>(taxonomy: &'a Taxonomy, name: &str) -> Option<&'a IncidentType>
 
 fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases {
     let out = Cases { source: Some(imported.source), ..Cases::default() };
-    let mut reader = Reader { taxonomy, options, out, row: 0, line: 0 };
+    let told = HashSet::new();
+    let mut reader = Reader { taxonomy, options, out, row: 0, line: 0, told };
     let mut by_text: HashMap<String, (u64, String)> = HashMap::new();
     let mut by_id: HashMap<String, u64> = HashMap::new();
     if let Some(encoding) = imported.converted_from {
@@ -151,8 +156,12 @@ fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases 
             "look at some texts, then save the file as UTF-8",
         );
     }
-    if let Some(header) = &imported.header {
-        reader.header(header);
+    if let Some(header) = &imported.header
+        && !reader.header(header)
+    {
+        // No row can be read, and what stands in the first one may be a text.
+        reader.out.n_rows = imported.rows.len() as u64;
+        return reader.out;
     }
     for row in imported.rows {
         (reader.row, reader.line) = (row.row, row.line);
@@ -169,11 +178,11 @@ fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases 
             }
         };
         let Some(case) = case else { continue };
-        if let Some(first) = by_id.insert(case.id.as_str().to_owned(), row.row) {
+        if let Some(first) = by_id.insert(case.id.as_str().to_owned(), row.line) {
             reader.error(
                 Some("id"),
                 "duplicate_id",
-                format!("row {first} has the same id"),
+                format!("line {first} has the same id"),
                 "give each case its own id",
             );
             continue;
@@ -182,17 +191,17 @@ fn collect(imported: Imported, taxonomy: &Taxonomy, options: &Options) -> Cases 
             Some((first, label)) if *label == case.label => reader.warn(
                 Some("text"),
                 "duplicate_text",
-                format!("row {first} has the same text and label"),
+                format!("line {first} has the same text and label"),
                 "keep one of them",
             ),
             Some((first, label)) => reader.warn(
                 Some("label"),
                 "conflicting_labels",
-                format!("row {first} has the same text and the label `{}`", shorten(label)),
+                format!("line {first} has the same text and the label `{}`", shorten(label)),
                 "decide for one label, or give the other as `alt`",
             ),
             None => {
-                by_text.insert(case.text.as_str().to_owned(), (row.row, case.label.clone()));
+                by_text.insert(case.text.as_str().to_owned(), (row.line, case.label.clone()));
             }
         }
         reader.out.cases.push(case);
@@ -208,21 +217,29 @@ struct Reader<'a> {
     out: Cases,
     row: u64,
     line: u64,
+    /// Columns that were called unknown or refused: said once, not once a row.
+    told: HashSet<String>,
 }
 
 impl Reader<'_> {
-    fn header(&mut self, header: &[String]) {
+    /// Names the columns that are missing; false when both are.
+    fn header(&mut self, header: &[String]) -> bool {
         let columns = [self.options.text_column.clone(), self.options.label_column.clone()];
-        for column in &columns {
-            if !header.iter().any(|it| it == column) {
-                self.error(
-                    Some(column),
-                    "missing_column",
-                    format!("the header has no column `{column}`"),
-                    "name the column so in the first row, or say --text-column and --label-column",
-                );
+        let mut missing = columns.to_vec();
+        missing.retain(|column| !header.contains(column));
+        let is_headless = missing.len() == columns.len();
+        let fix = match is_headless && self.out.source == Some(Source::Csv) {
+            true => {
+                "name the columns so in the first row, or say --text-column and --label-column; if the first \
+                 row is a case already (label, then text), say --format comprehend"
             }
+            false => "name the column so in the first row, or say --text-column and --label-column",
+        };
+        for column in &missing {
+            let reason = format!("the header has no column `{column}`");
+            self.error(Some(column), "missing_column", reason, fix);
         }
+        !is_headless
     }
 
     /// The fields under the names they have here.
@@ -242,25 +259,11 @@ impl Reader<'_> {
     fn case(&mut self, fields: Map<String, Value>) -> Option<LabelledCase> {
         let fields = self.named(fields);
         let n_errors = self.n_row_errors();
-        for name in fields.keys() {
-            if is_author_field(name) {
-                self.error(
-                    Some(name),
-                    "author_field",
-                    format!("`{name}` tells who wrote the text; triage is author-blind"),
-                    "remove the column",
-                );
-            } else if !COLUMNS.contains(&name.as_str()) {
-                self.warn(
-                    Some(name),
-                    "unknown_column",
-                    format!("`{name}` has no meaning here and is not read"),
-                    "remove the column, or give it its right name",
-                );
-            }
-        }
+        let is_refused = self.has_author(&fields);
+        self.name_unknown(&fields);
         let text = match CaseText::parse(self.string(&fields, "text").unwrap_or_default()) {
             Ok(text) => Some(text),
+            Err(_) if is_of_wrong_type(&fields, "text") => None,
             Err(error) => {
                 self.error(
                     Some("text"),
@@ -286,7 +289,7 @@ impl Reader<'_> {
         let alt = self.code(&fields, "alt", false);
         let level = self.level(&fields);
         let grounds = self.grounds(&fields);
-        if self.n_row_errors() > n_errors {
+        if is_refused || self.n_row_errors() > n_errors {
             return None;
         }
         if text.as_ref().is_some_and(|it| is_broken(it.as_str())) {
@@ -325,6 +328,43 @@ impl Reader<'_> {
         })
     }
 
+    /// True when a field tells who wrote the text; every row that has one is useless.
+    fn has_author(&mut self, fields: &Map<String, Value>) -> bool {
+        let mut is_refused = false;
+        for name in fields.keys().filter(|it| is_author_field(it)) {
+            is_refused = true;
+            if !self.told.insert(name.clone()) {
+                self.out.n_untold += 1;
+                continue;
+            }
+            self.error(
+                Some(name),
+                "author_field",
+                format!(
+                    "`{name}` tells who wrote the text; triage is author-blind and takes no row that has it"
+                ),
+                "remove the column",
+            );
+        }
+        is_refused
+    }
+
+    fn name_unknown(&mut self, fields: &Map<String, Value>) {
+        let is_unknown = |it: &&String| !COLUMNS.contains(&it.as_str()) && !is_author_field(it);
+        for name in fields.keys().filter(is_unknown) {
+            if self.told.insert(name.clone()) {
+                self.warn(
+                    Some(name),
+                    "unknown_column",
+                    format!(
+                        "`{name}` has no meaning here and is not read, in this row or any other"
+                    ),
+                    "remove the column, or give it its right name",
+                );
+            }
+        }
+    }
+
     /// Errors so far of the present row; they are the last ones.
     fn n_row_errors(&self) -> usize {
         let of_row = self.out.problems.iter().rev().take_while(|it| it.row == self.row);
@@ -352,14 +392,15 @@ impl Reader<'_> {
 
     fn code(&mut self, fields: &Map<String, Value>, name: &str, is_needed: bool) -> Option<String> {
         let Some(value) = self.string(fields, name) else {
-            if is_needed {
-                let codes = self.type_codes();
-                self.error(
-                    Some(name),
-                    "missing_label",
-                    "no label".into(),
-                    &format!("write {codes}"),
+            if is_needed && !is_of_wrong_type(fields, name) {
+                let wanted = match self.options.any_label {
+                    true => "a label".to_owned(),
+                    false => self.type_codes(),
+                };
+                let fix = format!(
+                    "write {wanted}, or name the column that holds the labels with --label-column"
                 );
+                self.error(Some(name), "missing_label", "no label".into(), &fix);
             }
             return None;
         };
@@ -465,7 +506,7 @@ impl Reader<'_> {
                 self.warn(
                     Some("label"),
                     "few_cases",
-                    format!("`{code}` has {n} cases; training needs {MIN_CASES_PER_LABEL}"),
+                    format!("`{code}` has {n} cases; it takes {MIN_CASES_PER_LABEL} to learn it"),
                     "label more of them",
                 );
             }
@@ -512,6 +553,11 @@ pub fn labels_of(cases: &[LabelledCase]) -> Vec<String> {
     labels.into_iter().map(str::to_owned).collect()
 }
 
+/// True when there is a value and it is neither a string nor a number.
+fn is_of_wrong_type(fields: &Map<String, Value>, name: &str) -> bool {
+    matches!(fields.get(name), Some(Value::Bool(_) | Value::Array(_) | Value::Object(_)))
+}
+
 fn is_broken(text: &str) -> bool {
     text.contains('\u{fffd}') || text.contains("锟斤拷")
 }
@@ -556,7 +602,7 @@ mod tests {
             r#"{"id":"g","text":"y","label":"none","grounds":["lief"]}"#,
             r#"{"id":"h","text":"停水三天","label":"意见建议类","colour":1}"#,
             "{",
-            r#"{"text":"only a text","label":"emergency","level":3,"grounds":[]}"#,
+            r#"{"text":"only a text","label":"emergency","level":3,"grounds":[],"colour":2}"#,
         ];
         let (labels, problems) = codes(Source::Jsonl, &rows.join("\n"));
         assert_eq!(labels, ["problem", "suggestion", "emergency"]);
@@ -585,6 +631,51 @@ mod tests {
         let missing = read_as(Source::Csv, "id,body\n1,x\n", &Options::default());
         let n_missing = missing.problems.iter().filter(|it| it.code == "missing_column").count();
         assert_eq!(n_missing, 2);
+    }
+
+    #[test]
+    fn a_refused_column_is_told_once_and_refuses_every_row() {
+        let csv = "id,text,label,投诉人\n1,停水,problem,甲\n2,谢谢,none,乙\n3,停电,problme,丙\n";
+        let found = read_as(Source::Csv, csv, &Options::default());
+        let told: Vec<_> =
+            found.problems.iter().filter(|it| it.row > 0).map(|it| (it.row, it.code)).collect();
+        assert_eq!(told, [(1, "author_field"), (3, "unknown_label")]);
+        assert_eq!((found.cases.len(), found.n_rows, found.n_errors()), (0, 3, 4));
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_told_once_and_a_missing_label_says_where_to_look() {
+        let rows = "{\"text\":[1],\"label\":[\"none\"]}\n{\"text\":\"停水\",\"topic\":\"problem\"}";
+        let found = read_as(Source::Jsonl, rows, &Options::default());
+        let told: Vec<_> =
+            found.problems.iter().filter(|it| it.row > 0).map(|it| (it.row, it.code)).collect();
+        let expected = [(1, "wrong_type"), (1, "wrong_type"), (2, "unknown_column")];
+        assert_eq!(told, [&expected[..], &[(2, "missing_label")]].concat());
+        assert!(found.problems.iter().any(|it| it.fix.contains("--label-column")));
+    }
+
+    #[test]
+    fn a_file_without_a_header_is_not_read_as_if_it_had_one() {
+        let csv = "照明,路灯坏了\n绿化,树倒了\n";
+        let options = Options { any_label: true, ..Options::default() };
+        let found = read_as(Source::Csv, csv, &options);
+        assert_eq!((found.cases.len(), found.n_errors()), (0, 2));
+        for it in &found.problems {
+            assert_eq!(it.code, "missing_column");
+            assert!(it.fix.contains("--format comprehend"));
+            // What stands in the first row is a text.
+            assert!(!format!("{it:?}").contains("路灯"));
+        }
+        assert_eq!(read_as(Source::Comprehend, csv, &options).cases.len(), 2);
+    }
+
+    #[test]
+    fn other_rows_are_named_by_their_line_in_the_file() {
+        let csv = "text,label\n\n停水,problem\n谢谢,none\n停水,problem\n";
+        let found = read_as(Source::Csv, csv, &Options::default());
+        let copy = found.problems.iter().find(|it| it.code == "duplicate_text").unwrap();
+        assert_eq!((copy.row, copy.line), (3, 5));
+        assert!(copy.reason.starts_with("line 3 "), "{}", copy.reason);
     }
 
     #[test]

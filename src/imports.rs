@@ -43,9 +43,9 @@ pub enum Source {
     Csv,
     /// The first sheet of an Excel workbook, with a header row.
     Xlsx,
-    /// doccano's JSONL: `label` is an array.
+    /// doccano's JSONL or JSON: `label` is an array.
     Doccano,
-    /// Label Studio's JSON or JSON-MIN: one array of tasks.
+    /// Label Studio's JSON or JSON-MIN: one array of tasks. doccano's JSON is read so too.
     LabelStudio,
     /// Amazon Comprehend: `CLASS,text`, no header.
     Comprehend,
@@ -121,14 +121,14 @@ pub fn parse(
     let (header, rows) = match source {
         Source::Csv => table(&bytes, Format::Csv)?,
         Source::Jsonl => table(&bytes, Format::Jsonl)?,
-        Source::Doccano => {
+        Source::Doccano if !is_list(&bytes) => {
             let (_, mut rows) = table(&bytes, Format::Jsonl)?;
-            rows.iter_mut().for_each(|it| it.fields = it.fields.clone().and_then(doccano));
+            rows.iter_mut().for_each(|it| it.fields = it.fields.clone().and_then(flat));
             (None, rows)
         }
         Source::Comprehend => comprehend(&bytes)?,
         Source::Fasttext => (None, fasttext(&bytes)),
-        Source::LabelStudio => (None, label_studio(&bytes)?),
+        Source::Doccano | Source::LabelStudio => (None, json_list(&bytes)?),
         Source::Xlsx => return workbook(bytes),
     };
     Ok(Imported { source, converted_from, header, rows })
@@ -211,8 +211,7 @@ fn table(bytes: &[u8], format: Format) -> io::Result<Table> {
 
 /// Comprehend's file is a CSV whose header is left out.
 fn comprehend(bytes: &[u8]) -> io::Result<Table> {
-    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-    let (_, mut rows) = table(&[b"label,text\n", bytes].concat(), Format::Csv)?;
+    let (_, mut rows) = table(&[b"label,text\n", without_bom(bytes)].concat(), Format::Csv)?;
     for it in &mut rows {
         it.line -= 1;
         let has_several = |fields: &Map<String, Value>| {
@@ -271,16 +270,16 @@ fn fasttext_fields(line: &[u8]) -> Result<Map<String, Value>, RowFault> {
     }
 }
 
-/// doccano puts the class in an array.
-fn doccano(mut fields: Map<String, Value>) -> Result<Map<String, Value>, RowFault> {
+/// An item on one level. doccano puts the class in an array, JSON-MIN under the name of its control.
+fn flat(mut fields: Map<String, Value>) -> Result<Map<String, Value>, RowFault> {
     for name in TOOL_FIELDS {
         fields.remove(name);
     }
     if let Some(text) = fields.remove("data") {
         fields.entry("text").or_insert(text);
     }
-    let labels = ["label", "labels", "cats"].iter().find_map(|it| fields.remove(*it));
-    match labels {
+    let names = ["label", "labels", "cats", "choice", "choices", "sentiment", "class"];
+    match names.iter().find_map(|it| fields.remove(*it)) {
         Some(Value::Array(labels)) => match labels.as_slice() {
             [] => {}
             [Value::String(label)] => {
@@ -303,11 +302,20 @@ fn doccano(mut fields: Map<String, Value>) -> Result<Map<String, Value>, RowFaul
     Ok(fields)
 }
 
-fn label_studio(bytes: &[u8]) -> io::Result<Vec<ImportedRow>> {
+fn is_list(bytes: &[u8]) -> bool {
+    without_bom(bytes).trim_ascii_start().starts_with(b"[")
+}
+
+fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
+fn json_list(bytes: &[u8]) -> io::Result<Vec<ImportedRow>> {
     // The error's own words may quote the file: only its place is told.
-    let tasks: Vec<Value> = serde_json::from_slice(bytes).map_err(|it| {
+    let tasks: Vec<Value> = serde_json::from_slice(without_bom(bytes)).map_err(|it| {
         invalid(format!(
-            "not a JSON array of tasks at line {} column {}; export from Label Studio as JSON or JSON-MIN",
+            "not a JSON array of tasks at line {} column {}; export from Label Studio as JSON or JSON-MIN, \
+             from doccano as JSON or JSONL",
             it.line(),
             it.column()
         ))
@@ -315,26 +323,16 @@ fn label_studio(bytes: &[u8]) -> io::Result<Vec<ImportedRow>> {
     Ok(tasks
         .into_iter()
         .zip(1..)
-        .map(|(task, row)| ImportedRow { row, line: row, fields: label_studio_fields(task) })
+        .map(|(task, row)| ImportedRow { row, line: row, fields: task_fields(task) })
         .collect())
 }
 
-fn label_studio_fields(task: Value) -> Result<Map<String, Value>, RowFault> {
-    let Value::Object(mut task) = task else {
+fn task_fields(task: Value) -> Result<Map<String, Value>, RowFault> {
+    let Value::Object(task) = task else {
         return Err(fault("not_an_object", "the task is no JSON object", "export again as JSON"));
     };
-    let Some(Value::Object(mut fields)) = task.remove("data") else {
-        // JSON-MIN: everything on one level, the class under the name of its control.
-        for name in TOOL_FIELDS {
-            task.remove(name);
-        }
-        let names = ["label", "choice", "choices", "sentiment", "class"];
-        let label = names.iter().find_map(|it| task.remove(*it));
-        if let Some(label) = label {
-            task.insert("label".to_owned(), label);
-        }
-        return Ok(task);
-    };
+    let Some(Value::Object(fields)) = task.get("data") else { return flat(task) };
+    let mut fields = fields.clone();
     if let Some(id) = task.get("id") {
         fields.entry("id").or_insert_with(|| id.clone());
     }
@@ -506,6 +504,21 @@ mod tests {
                 (source, &expected.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>()[..]),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn the_list_of_doccano_is_read_named_or_not() {
+        let text = "\u{feff}[{\"id\":1,\"text\":\"停水\",\"label\":[\"problem\"],\"Comments\":[]},\n\
+                    {\"id\":2,\"data\":\"谢谢\",\"label\":[\"none\"]},\n\
+                    {\"id\":3,\"text\":\"x\",\"label\":[\"none\",\"problem\"]},\n\
+                    {\"id\":4,\"text\":\"y\",\"label\":[]}]";
+        let expected = ["1 problem 停水", "2 none 谢谢", "3 several_labels", "4 - y"];
+        assert_eq!(seen(&import("a.json", text.as_bytes())), expected);
+        for name in ["a.json", "a.jsonl"] {
+            let bytes = text.as_bytes().to_vec();
+            let imported = parse(bytes, name, Some(Source::Doccano), |_| false).unwrap();
+            assert_eq!(seen(&imported), expected);
         }
     }
 

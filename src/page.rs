@@ -10,11 +10,13 @@ use plotters::prelude::*;
 use thiserror::Error;
 
 use crate::evaluation::details::Details;
-use crate::evaluation::report::{Estimate, Report};
+use crate::evaluation::report::{ACCUSED, Estimate, Report};
 use crate::evaluation::suite::SuiteResults;
 
 /// Size of a chart, in pixels; style sheets scale it down on a phone.
 const CHART: (u32, u32) = (520, 340);
+/// Stands for a figure there is not.
+const MISSING: &str = "—";
 const BLUE: RGBColor = RGBColor(0x1f, 0x5f, 0xa8);
 const ORANGE: RGBColor = RGBColor(0xc7, 0x5b, 0x12);
 const STYLE: &str = "body{font:16px/1.6 system-ui,'PingFang SC','Microsoft YaHei','Noto Sans CJK SC',sans-serif;\
@@ -84,10 +86,10 @@ impl Page<'_> {
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
              <title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1>\
              <p>模型 {name} {version}<br><code>{digest}</code></p>\
-             <p class=\"note\">共 {1} 条案例。结果只是建议，由人决定；括号内为 95% 自助法区间。\
-             “造谣诽谤类”表示需要核查，不表示内容不实。</p>",
+             <p class=\"note\">共 {1} 条案例。结果只是建议，由人决定；括号内为 95% 自助法区间。{2}</p>",
             escape(&self.title),
-            self.report.n_cases
+            self.report.n_cases,
+            self.accusation_note()
         ));
         for note in &self.notes {
             out.put(format!("<p class=\"note\">{}</p>", escape(note)));
@@ -102,7 +104,8 @@ impl Page<'_> {
             slices(details, &mut out);
         }
         if let Some(suites) = self.suites {
-            suite_tables(suites, &mut out);
+            criticism(suites, self.has_levels(suites), &mut out);
+            swaps(suites, self.has_levels(suites), &mut out);
         }
         if self.history.len() > 1 {
             out.put("<h2>学习曲线</h2>");
@@ -115,6 +118,19 @@ impl Page<'_> {
 
     fn zh(&self, code: &str) -> String {
         escape(self.names.get(code).copied().unwrap_or(code))
+    }
+
+    /// What an accusation means, for a model that knows it.
+    fn accusation_note(&self) -> &'static str {
+        match self.report.types.iter().any(|it| it.code == ACCUSED) {
+            true => "“造谣诽谤类”表示需要核查，不表示内容不实。",
+            false => "",
+        }
+    }
+
+    /// Whether levels mean anything: to the model, and on these cases.
+    fn has_levels(&self, suites: &SuiteResults) -> bool {
+        suites.has_levels && self.report.level_kappa.is_some()
     }
 
     fn headline(&self, out: &mut Out) {
@@ -136,6 +152,8 @@ impl Page<'_> {
             row.extend(self.others.iter().map(|it| of(it.1)));
             rows.push(row);
         }
+        // Of a type the models lack, or of levels no case has, nothing is said.
+        rows.retain(|row| row[1..].iter().any(|it| it != MISSING));
         out.put("<h2>总览</h2>");
         out.table(&head, &rows);
         if let (Some(coverage), Some(size)) = (self.report.set_coverage, self.report.mean_set_size)
@@ -232,13 +250,14 @@ impl Page<'_> {
     }
 
     fn grounds(&self, details: &Details, out: &mut Out) {
-        out.put("<h2>敏感理由</h2>");
-        let rows: Vec<Vec<String>> = details
-            .grounds
-            .iter()
+        let found = details.grounds.iter().filter(|it| it.support > 0);
+        let rows: Vec<Vec<String>> = found
             .map(|it| vec![self.zh(&it.code), it.support.to_string(), number(it.average_precision)])
             .collect();
-        out.table(&["理由", "条数", "平均精确率 AP"].map(str::to_owned), &rows);
+        if !rows.is_empty() {
+            out.put("<h2>敏感理由</h2>");
+            out.table(&["理由", "条数", "平均精确率 AP"].map(str::to_owned), &rows);
+        }
     }
 
     fn learning_curve(&self) -> Result<String, ChartError> {
@@ -316,44 +335,55 @@ fn slices(details: &Details, out: &mut Out) {
                 format!("{} {}", kind(it.kind), escape(&it.value)),
                 it.n.to_string(),
                 format!("{:.3}", it.accuracy),
-                format!("{:.3}", it.macro_f1),
+                it.macro_f1.map_or("—".into(), |it| format!("{it:.3}")),
             ]
         })
         .collect();
     out.table(&["分组", "条数", "准确率", "宏平均 F1"].map(str::to_owned), &rows);
 }
 
-fn suite_tables(suites: &SuiteResults, out: &mut Out) {
-    let protection = &suites.protection;
-    let ids = |it: &[String]| match it {
-        [] => String::new(),
-        ids => format!("（{}）", escape(&ids.join("、"))),
+fn criticism(suites: &SuiteResults, has_levels: bool, out: &mut Out) {
+    let Some(it) = suites.criticism() else { return };
+    let named = |it: &[String]| match it {
+        [] => "0 条".to_owned(),
+        ids => format!("{} 条（{}）", ids.len(), escape(&ids.join("、"))),
+    };
+    let raised = match has_levels {
+        true => format!("；敏感级别偏高 {}", named(&it.raised)),
+        false => String::new(),
     };
     out.put(format!(
-        "<h2>保护批评</h2><p>正当批评 {} 条：被判为造谣 {} 条{}；敏感级别偏高 {} 条{}。</p>",
-        protection.n,
-        protection.accused.len(),
-        ids(&protection.accused),
-        protection.raised.len(),
-        ids(&protection.raised)
+        "<h2>保护批评</h2><p>正当批评 {} 条：被判为造谣 {}{raised}。</p>",
+        it.n,
+        named(&it.accused)
     ));
+}
+
+fn swaps(suites: &SuiteResults, has_levels: bool, out: &mut Out) {
+    let accuses = suites.criticism().is_some();
+    // A column the model has nothing to say in is left out.
+    let kept = |cells: [String; 7]| -> Vec<String> {
+        let is_told = [true, true, has_levels, has_levels, accuses, true, true];
+        cells.into_iter().zip(is_told).filter(|it| it.1).map(|it| it.0).collect()
+    };
     out.put("<h2>换人不换事</h2><p class=\"note\">同一句话只换所说的人，答案应当不变；此处为最大变化。</p>");
     let rows: Vec<Vec<String>> = suites
         .dimensions
         .iter()
         .map(|(name, it)| {
-            vec![
+            kept([
                 escape(dimension_zh(name)),
                 it.templates.to_string(),
-                format!("{:.3}", it.max_score),
-                it.max_level.to_string(),
-                format!("{:.3}", it.max_accusation),
+                number(it.max_score.map(f64::from)),
+                it.max_level.map_or(MISSING.into(), |it| it.to_string()),
+                number(it.max_accusation.map(f64::from)),
+                format!("{:.3}", it.max_probability),
                 it.type_changes.to_string(),
-            ]
+            ])
         })
         .collect();
-    let head = ["所换", "句数", "敏感分", "级别", "造谣概率", "类型改变"];
-    out.table(&head.map(str::to_owned), &rows);
+    let head = ["所换", "句数", "敏感分", "级别", "造谣概率", "所判类型概率", "类型改变"];
+    out.table(&kept(head.map(str::to_owned)), &rows);
 }
 
 /// Chinese name of a kind of swap.
@@ -418,11 +448,11 @@ fn chart(
 }
 
 fn show(it: Option<Estimate>) -> String {
-    it.map_or("—".into(), |it| format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high))
+    it.map_or(MISSING.into(), |it| format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high))
 }
 
 fn number(it: Option<f64>) -> String {
-    it.map_or("—".into(), |it| format!("{it:.3}"))
+    it.map_or(MISSING.into(), |it| format!("{it:.3}"))
 }
 
 fn escape(text: &str) -> String {
@@ -446,12 +476,11 @@ mod tests {
     use crate::domain::label::LabelSet;
     use crate::evaluation::details::Detail;
     use crate::evaluation::report::Outcome;
-    use crate::evaluation::suite::{Protection, by_dimension};
+    use crate::evaluation::suite::{Answer, Protection, spread};
 
-    #[test]
-    fn the_page_is_whole_alone_and_escaped() {
-        let types = LabelSet::new(["problem", "disputed_claim"]).unwrap();
-        let answers: Vec<(Outcome, Detail)> = (0..40)
+    /// Forty answers; without levels and grounds, as of own labels, or with both.
+    fn answers(is_graded: bool) -> Vec<(Outcome, Detail)> {
+        (0..40)
             .map(|it| {
                 let confidence = 0.5 + it as f32 / 100.0;
                 let outcome = Outcome {
@@ -459,27 +488,78 @@ mod tests {
                     predicted: usize::from(it % 3 == 0),
                     confidence,
                     set: Some((1, true)),
-                    levels: Some((it % 4, (it + 1) % 4)),
+                    levels: is_graded.then_some((it % 4, (it + 1) % 4)),
                 };
                 let detail = Detail {
                     probabilities: vec![confidence, 1.0 - confidence],
                     score: 0.5,
-                    grounds: Some(vec![(confidence, it % 2 == 0)]),
+                    grounds: Some(vec![(confidence, is_graded && it % 2 == 0), (0.5, false)]),
                     is_held: false,
                     is_reviewed: confidence < 0.6,
                     slices: vec![("source", "<b>来源</b>".to_owned())],
                 };
                 (outcome, detail)
             })
-            .collect();
+            .collect()
+    }
+
+    fn report(types: [&str; 2], answers: &[(Outcome, Detail)]) -> Report {
         let outcomes: Vec<Outcome> = answers.iter().map(|it| it.0).collect();
-        let mut report = Report::new(&outcomes, &types, 4);
-        report.details = Some(Details::new(&answers, 2, ["life"].into_iter()));
-        let suites = SuiteResults {
-            protection: Protection { n: 2, accused: vec!["c-1".into()], raised: vec![] },
-            dimensions: by_dimension(&[]),
-            swaps: vec![],
+        let mut report = Report::new(&outcomes, &LabelSet::new(types).unwrap(), 4);
+        report.details = Some(Details::new(answers, 2, ["life", "wide"].into_iter()));
+        report
+    }
+
+    fn suites(protection: Protection, accusation: Option<f32>) -> SuiteResults {
+        let answer =
+            Answer { type_idx: 0, probabilities: vec![0.5, 0.5], score: 0.5, level: 1, accusation };
+        let swaps = spread("t", "age", &[("甲".to_owned(), answer)]).into_iter().collect();
+        SuiteResults::new(protection, swaps)
+    }
+
+    #[test]
+    fn what_the_model_does_not_know_is_not_spoken_of() {
+        let words = ["造谣", "正当批评", "敏感", "级别", "突发", "<td>life", "<td>wide"];
+        let html = |report: &Report, suites: &SuiteResults| {
+            let page = Page {
+                title: "报告".into(),
+                model: ["m", "1", "sha256:0"],
+                notes: vec![],
+                names: BTreeMap::new(),
+                report,
+                others: vec![],
+                suites: Some(suites),
+                history: vec![],
+                mistakes: vec![],
+            };
+            page.to_html().unwrap()
         };
+        let own = report(["水务", "交通"], &answers(false));
+        // The cases have no levels, or the model does not know any.
+        let suites_of_own = suites(Protection::default(), None);
+        for suites in [suites_of_own.clone(), suites_of_own.without_levels()] {
+            let html = html(&own, &suites);
+            for absent in words {
+                assert!(!html.contains(absent), "{absent}");
+            }
+            assert!(html.contains("宏平均 F1") && html.contains("所判类型概率"));
+        }
+        let ours = report(["emergency", ACCUSED], &answers(true));
+        let protection = Protection { n: 2, ..Protection::default() };
+        let html = html(&ours, &suites(protection, Some(0.5)));
+        let (last, told) = words.split_last().unwrap();
+        for present in told {
+            assert!(html.contains(present), "{present}");
+        }
+        // A ground that no case has.
+        assert!(!html.contains(last), "{last}");
+    }
+
+    #[test]
+    fn the_page_is_whole_alone_and_escaped() {
+        let report = report(["problem", ACCUSED], &answers(true));
+        let protection = Protection { n: 2, accused: vec!["c-1".into()], raised: vec![] };
+        let suites = suites(protection, Some(0.5));
         let page = Page {
             title: "评估 <报告>".into(),
             model: ["m", "1", "sha256:0"],

@@ -17,11 +17,11 @@ use crate::domain::policy::{self, Decision, InputFacts};
 use crate::domain::prediction::Prediction;
 use crate::domain::span::CharSpan;
 use crate::domain::taxonomy::Taxonomy;
-use crate::model::ModelError;
 use crate::model::bundle::{Bundle, BundleError, TextSettings, sha256};
 use crate::model::calibration::Calibration;
 use crate::model::lexical::Lexical;
 use crate::model::runtime::{Precision, Runtime};
+use crate::model::{Learned, ModelError};
 use crate::text::encode::EncoderError;
 use crate::text::ngrams::{Ngrams, ngrams};
 use crate::text::normalize::Change;
@@ -241,6 +241,7 @@ pub struct Pipeline {
     policy_digest: String,
     metadata: serde_json::Value,
     card: String,
+    learned: Learned,
 }
 
 /// Why a bundle cannot be used, or a batch not be computed.
@@ -359,6 +360,7 @@ impl Pipeline {
             metadata,
             // A bundle is whole without its card.
             card: format!("# {} {}\n", manifest.name, manifest.version),
+            learned: bundle.learned,
         })
     }
 
@@ -367,6 +369,16 @@ impl Pipeline {
         let taxonomy = Taxonomy::embedded();
         Self::from_bundle(Bundle::for_tests(), Segmenter::default(), taxonomy, Precision::Int8)
             .expect("the test bundle fits the embedded taxonomy")
+    }
+
+    /// Digest of the cases it was trained on.
+    pub fn training_digest(&self) -> Option<&str> {
+        self.metadata.pointer("/bundle/training/data_digest")?.as_str()
+    }
+
+    /// The texts this version has learned from.
+    pub fn learned(&self) -> &Learned {
+        &self.learned
     }
 
     /// Text to token ids; safe to call from many threads.

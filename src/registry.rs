@@ -123,6 +123,12 @@ pub enum RegistryError {
         /// Digest it has.
         actual: String,
     },
+    /// Somebody else changed production between the look and the change.
+    #[error(
+        "production_changed: another promotion or rollback came in between, so the comparison is with a version \
+         that is no longer served; run the command again"
+    )]
+    Moved,
     /// There is no version with this alias.
     #[error("no_{alias}: the registry names no {alias} version; {fix}")]
     NoAlias {
@@ -248,20 +254,24 @@ impl Registry {
         self.write(&aliases)
     }
 
-    /// Puts `entry` in production; `before` is what was served until now when the registry named nothing.
-    /// `evidence` goes to the log.
+    /// Puts `entry` in production; `seen` are the aliases it was compared under, `before` is what was served
+    /// until now when the registry named nothing. `evidence` goes to the log.
     ///
     /// # Errors
     /// [`RegistryError`]; then production is as it was.
     pub fn promote(
         &self,
         entry: &Entry,
+        seen: &Aliases,
         before: Option<Entry>,
         evidence: &serde_json::Value,
     ) -> Result<(), RegistryError> {
         let _lock = self.lock()?;
         self.check_entry(entry)?;
         let old = self.aliases()?;
+        if old.generation != seen.generation {
+            return Err(RegistryError::Moved);
+        }
         let mut new = old.clone();
         new.previous = old.production.clone().or(before);
         new.production = Some(entry.clone());
@@ -397,6 +407,17 @@ mod tests {
     }
 
     #[test]
+    fn a_promotion_over_another_production_than_it_was_compared_with_is_refused() {
+        let (_home, registry, entries) = registry();
+        let [a, b] = [&entries[0], &entries[1]];
+        let seen = registry.aliases().unwrap();
+        registry.promote(a, &seen, None, &serde_json::Value::Null).unwrap();
+        let refused = registry.promote(b, &seen, None, &serde_json::Value::Null).unwrap_err();
+        assert!(refused.to_string().starts_with("production_changed"), "{refused}");
+        assert_eq!(registry.aliases().unwrap().production.as_ref(), Some(a));
+    }
+
+    #[test]
     fn promotion_and_rollback_go_there_and_back_and_are_logged() {
         let (_home, registry, entries) = registry();
         assert_eq!(registry.production().unwrap(), None);
@@ -404,7 +425,7 @@ mod tests {
         let [a, b] = [&entries[0], &entries[1]];
         registry.set_candidate(b.clone()).unwrap();
         let evidence = serde_json::json!({"gates": 1});
-        registry.promote(b, Some(a.clone()), &evidence).unwrap();
+        registry.promote(b, &registry.aliases().unwrap(), Some(a.clone()), &evidence).unwrap();
         let aliases = registry.aliases().unwrap();
         assert_eq!((aliases.production.as_ref(), aliases.previous.as_ref()), (Some(b), Some(a)));
         assert_eq!(aliases.candidate, None);
@@ -422,18 +443,23 @@ mod tests {
     fn a_corrupt_or_foreign_bundle_leaves_production_untouched() {
         let (_home, registry, entries) = registry();
         let [a, b] = [&entries[0], &entries[1]];
-        registry.promote(a, None, &serde_json::Value::Null).unwrap();
+        registry.promote(a, &registry.aliases().unwrap(), None, &serde_json::Value::Null).unwrap();
         let before = registry.aliases().unwrap();
         // Weights that were damaged after the entry was made.
         let weights = registry.path(b).join("model.safetensors");
         let whole = fs::read(&weights).unwrap();
         fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
-        let error = registry.promote(b, None, &serde_json::Value::Null).unwrap_err().to_string();
+        let error = registry
+            .promote(b, &registry.aliases().unwrap(), None, &serde_json::Value::Null)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("invalid_bundle") && error.contains("digest"), "{error}");
         fs::write(&weights, &whole).unwrap();
         // A whole bundle, but another one than was named.
         let other = Entry { digest: "sha256:0".into(), ..b.clone() };
-        let error = registry.promote(&other, None, &serde_json::Value::Null).unwrap_err();
+        let error = registry
+            .promote(&other, &registry.aliases().unwrap(), None, &serde_json::Value::Null)
+            .unwrap_err();
         assert!(error.to_string().starts_with("changed_bundle"), "{error}");
         // A directory that is no bundle, and names that lead outside.
         fs::create_dir(registry.dir().join("c")).unwrap();
@@ -449,7 +475,9 @@ mod tests {
     #[test]
     fn a_production_bundle_that_was_replaced_is_noticed() {
         let (_home, registry, entries) = registry();
-        registry.promote(&entries[0], None, &serde_json::Value::Null).unwrap();
+        registry
+            .promote(&entries[0], &registry.aliases().unwrap(), None, &serde_json::Value::Null)
+            .unwrap();
         fs::copy(
             registry.path(&entries[1]).join(MANIFEST),
             registry.path(&entries[0]).join(MANIFEST),

@@ -1,10 +1,13 @@
 //! Pure: which unlabelled texts are worth a person's time. Three shares: a random one, the only one that
-//! figures may be measured on; the texts the model is least sure of; and, among those it is nearly as unsure of,
-//! texts unlike all others: what is merely odd teaches little.
+//! figures may be measured on; the texts the model is least sure of, of each proposed type in turn, for the rare
+//! types are where cases are wanting; and, among those it is nearly as unsure of, texts unlike all others: what is
+//! merely odd teaches little.
 //!
 //! Sources: margin sampling, Scheffer et al. 2001, "Active hidden Markov models for information
 //! extraction"; farthest-first traversal, Gonzalez 1985, as used for labelling by Sener and Savarese 2018,
 //! "Active learning for convolutional neural networks: a core-set approach". Knows no model and no files.
+
+use std::collections::HashMap;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -20,7 +23,9 @@ const SAME: f32 = 0.9;
 /// An unlabelled text, as far as the choice needs it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Probability of the top type less that of the next: low means unsure.
+    /// Column of the most probable type.
+    pub type_idx: usize,
+    /// Its probability less that of the next: low means unsure.
     pub margin: f32,
     /// Direction of the text, of length 1; from [`features`].
     pub features: [f32; N_FEATURES],
@@ -104,7 +109,7 @@ pub fn select(
     };
     known.iter().for_each(|it| meet(&mut nearest, it));
     order.iter().for_each(|&it| meet(&mut nearest, &candidates[it].features));
-    rest.sort_by(|&a, &b| candidates[a].margin.total_cmp(&candidates[b].margin).then(a.cmp(&b)));
+    by_turns(&mut rest, candidates);
     let mut n_uncertain = 0;
     let mut is_taken = vec![false; candidates.len()];
     for &idx in &rest {
@@ -135,6 +140,21 @@ pub fn select(
     chosen
 }
 
+/// Orders `indices`: the least sure of every type, then the next of every type, and so on.
+fn by_turns(indices: &mut [usize], candidates: &[Candidate]) {
+    let by_margin =
+        |a: usize, b: usize| candidates[a].margin.total_cmp(&candidates[b].margin).then(a.cmp(&b));
+    indices.sort_by(|&a, &b| by_margin(a, b));
+    let mut n_before: HashMap<usize, usize> = HashMap::new();
+    let mut turns = vec![0; candidates.len()];
+    for &it in indices.iter() {
+        let turn = n_before.entry(candidates[it].type_idx).or_default();
+        turns[it] = *turn;
+        *turn += 1;
+    }
+    indices.sort_by(|&a, &b| turns[a].cmp(&turns[b]).then_with(|| by_margin(a, b)));
+}
+
 fn dot(a: &[f32; N_FEATURES], b: &[f32; N_FEATURES]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -157,6 +177,7 @@ mod tests {
             .map(|it| {
                 let own = [(it % n_clusters, 6.0), (1000 + it, 1.0), (9000 + it, 1.0)];
                 Candidate {
+                    type_idx: 0,
                     margin: 1.0 - it as f32 / n as f32,
                     features: features(own.into_iter()),
                 }
@@ -209,10 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn every_type_has_its_turn() {
+        let mut all = candidates(400, 20);
+        // One in a hundred is of another type, and surer than most; each of another cluster, so that none is
+        // left out as like the one before.
+        all.iter_mut().step_by(101).for_each(|it| it.type_idx = 1);
+        let shares = Shares { random: 0, uncertain: 8, diverse: 0 };
+        let chosen = of(&select(&all, &[], shares, 1), Reason::Uncertain);
+        assert_eq!(chosen, [0, 101, 202, 303, 396, 397, 398, 399]);
+    }
+
+    #[test]
     fn what_is_odd_and_sure_is_not_diverse() {
         let mut all = candidates(400, 20);
         // Unlike everything, and the surest of all.
-        all[0] = Candidate { margin: 1.0, features: features([(77_777, 1.0)].into_iter()) };
+        all[0] =
+            Candidate { type_idx: 0, margin: 1.0, features: features([(77_777, 1.0)].into_iter()) };
         let shares = Shares { random: 0, uncertain: 5, diverse: 10 };
         let chosen = select(&all, &[], shares, 1);
         assert_eq!(of(&chosen, Reason::Diverse).len(), 10);

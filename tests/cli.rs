@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -151,7 +151,7 @@ fn check_names_bad_rows_and_fails() {
     let output = triage(home.path(), &["check", "c.csv"], b"");
     assert_eq!(output.status.code(), Some(1));
     let stdout = text(&output.stdout);
-    assert!(stdout.contains("第 2 行") && stdout.contains("unknown_label"), "{stdout}");
+    assert!(stdout.contains("第 3 行") && stdout.contains("unknown_label"), "{stdout}");
     let json = triage(home.path(), &["check", "c.csv", "--json"], b"");
     let report: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!((&report["rows"], &report["usable"]), (&2.into(), &1.into()));
@@ -295,7 +295,7 @@ fn train_until_checkpoint(home: &Path, args: &[&str]) -> std::process::Child {
         .current_dir(home)
         .env("TRIAGE_MODEL", Path::new(env!("CARGO_MANIFEST_DIR")).join("models/triage-base"))
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     while !home.join("state/training.safetensors").exists() {
@@ -356,6 +356,26 @@ fn an_interrupted_training_leaves_a_candidate_that_says_so() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     // What was done is not lost.
     assert!(home.path().join("state/training.safetensors").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_is_heard_like_ctrl_c_and_a_second_signal_ends_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    few_cases(home.path());
+    let train = ["train", "few.jsonl", "--epochs", "40", "--checkpoint", "state", "-o", "none"];
+    let mut child = train_until_checkpoint(home.path(), &train);
+    let pid = child.id().to_string();
+    let send = |signal: &str| {
+        let sent = Command::new("kill").args([signal, pid.as_str()]).status().unwrap();
+        assert!(sent.success());
+    };
+    send("-TERM");
+    let heard = std::io::BufReader::new(child.stderr.take().unwrap());
+    assert!(heard.lines().any(|it| it.unwrap().contains("再按一次立即退出")));
+    send("-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!home.path().join("none").exists());
 }
 
 #[test]
@@ -426,6 +446,16 @@ fn a_promotion_passes_the_gates_reaches_the_service_and_rolls_back() {
     // Cases that taught the candidate say nothing about it.
     let output = run(&["models", "promote", "--cases", "train.jsonl"]);
     assert!(text(&output.stderr).contains("trained_on_cases"), "{}", text(&output.stderr));
+    // In another order, and only some of them, they are the same cases.
+    let rows: Vec<String> = std::fs::read_to_string(home.path().join("train.jsonl"))
+        .map(|it| it.lines().rev().skip(3).map(str::to_owned).collect())
+        .unwrap();
+    std::fs::write(home.path().join("reversed.jsonl"), rows.join("\n")).unwrap();
+    for command in ["promote", "policy"] {
+        let args = ["models", command, "candidate", "--cases", "reversed.jsonl"];
+        let stderr = text(&run(&args).stderr);
+        assert!(stderr.contains("trained_on_cases"), "{command}: {stderr}");
+    }
     // Gates that nothing can pass name themselves, and production stays as it is.
     let output = run(&["models", "promote", "--cases", "held.jsonl", "--f1-margin=-1"]);
     assert_eq!(output.status.code(), Some(1));
@@ -466,6 +496,8 @@ fn a_promotion_passes_the_gates_reaches_the_service_and_rolls_back() {
         "1",
         "--criticism-margin",
         "1",
+        "--level-margin",
+        "2",
         "--json",
     ];
     let output = run(&open);
@@ -510,17 +542,21 @@ fn copy_dir(from: &Path, to: &Path) {
 #[test]
 fn another_taxonomy_trains_evaluates_and_answers() {
     let home = tempfile::tempdir().unwrap();
-    let mut csv = "编号,内容,类别\n".to_owned();
-    for idx in 0..60 {
-        let place = char::from_u32(0x4e00 + 37 * idx).unwrap();
-        let (text, label) = match idx % 3 {
-            0 => ("路灯坏了晚上看不见", "照明"),
-            1 => ("大树倒了挡住了路", "绿化"),
-            _ => ("垃圾堆了好几天很臭", "环卫"),
-        };
-        csv += &format!("{idx},{place}街{place}号{text}{place},{label}\n");
-    }
-    std::fs::write(home.path().join("own.csv"), csv).unwrap();
+    let write = |name: &str, rows: std::ops::Range<u32>| {
+        let mut csv = "编号,内容,类别\n".to_owned();
+        for idx in rows {
+            let place = char::from_u32(0x4e00 + 37 * idx).unwrap();
+            let (text, label) = match idx % 3 {
+                0 => ("路灯坏了晚上看不见", "照明"),
+                1 => ("大树倒了挡住了路", "绿化"),
+                _ => ("垃圾堆了好几天很臭", "环卫"),
+            };
+            csv += &format!("{idx},{place}街{place}号{text}{place},{label}\n");
+        }
+        std::fs::write(home.path().join(name), csv).unwrap();
+    };
+    write("own.csv", 0..60);
+    write("own_held.csv", 60..90);
     let columns = ["--text-column", "内容", "--label-column", "类别"];
     let run = |args: &[&str]| {
         let output = triage(home.path(), args, b"");
@@ -547,6 +583,18 @@ fn another_taxonomy_trains_evaluates_and_answers() {
     let item: Value = serde_json::from_str(&item).unwrap();
     assert_eq!((&item["type"]["code"], &item["type"]["zh"]), (&"照明".into(), &"照明".into()));
     assert_eq!(item["handling"]["steps"], serde_json::json!([]));
+
+    // A first version of other labels is judged by itself, goes into production, and back out.
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/triage-base");
+    copy_dir(&shipped, &home.path().join("models/triage-base"));
+    let args = ["train", "own.csv", "-o", "models/own", "--any-label"];
+    run(&[args.as_slice(), &columns, &quick].concat());
+    let promote = ["models", "promote", "--cases", "own_held.csv"];
+    let output = triage(home.path(), &[promote.as_slice(), &columns].concat(), b"");
+    assert!(text(&output.stderr).contains("different_types"), "{}", text(&output.stderr));
+    run(&[promote.as_slice(), &columns, &["--other-labels"]].concat());
+    assert!(run(&["models", "list"]).contains("production"));
+    run(&["models", "rollback"]);
 
     // Nor is three a number the trainer knows.
     let said = |label: usize| char::from_u32(0x5000 + 211 * label as u32).unwrap();
@@ -626,4 +674,162 @@ fn a_policy_is_fitted_kept_and_never_promised_on_too_few_cases() {
     assert!(rate <= 0.02, "{rate}");
     let policy = &report["report"]["details"]["policy"];
     assert!((1.0 - policy["coverage"].as_f64().unwrap() - load).abs() < 1e-6);
+}
+
+/// What `audit-labels -o` writes can be trained on: nothing of a case is lost, nothing is overwritten.
+#[test]
+fn audit_labels_writes_every_case_unchanged_and_overwrites_nothing() {
+    use opinion_triage::cases;
+    use opinion_triage::domain::taxonomy::Taxonomy;
+
+    let home = tempfile::tempdir().unwrap();
+    few_cases(home.path());
+    let given = home.path().join("few.jsonl");
+    let mut lines = std::fs::read_to_string(&given).unwrap();
+    lines += concat!(
+        "\n{\"id\":\"phone\",\"text\":\"请打13812345678找我\",\"label\":\"none\",\"level\":0,\"grounds\":[],",
+        "\"source\":\"hotline\",\"date\":\"2026-08-01\",\"selected\":\"uncertain\"}",
+    );
+    std::fs::write(&given, &lines).unwrap();
+    let output = triage(home.path(), &["audit-labels", "few.jsonl", "-o", "few.jsonl"], b"");
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.contains("output_exists: few.jsonl exists"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&given).unwrap(), lines);
+
+    let args = ["audit-labels", "few.jsonl", "-n", "5", "-o", "audited.csv", "--json"];
+    let output = triage(home.path(), &args, b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let written = home.path().join("audited.csv");
+    assert!(!std::fs::read_to_string(&written).unwrap().contains("13812345678"));
+    let taxonomy = Taxonomy::embedded();
+    let before = cases::read(&given, &taxonomy).unwrap().cases;
+    let found = cases::read(&written, &taxonomy).unwrap();
+    assert_eq!(found.n_errors(), 0, "{:?}", found.problems);
+    assert_eq!(found.cases.len(), before.len());
+    for case in &before {
+        let it = found.cases.iter().find(|it| it.id == case.id).unwrap();
+        assert_eq!((&it.label, &it.alt, it.level), (&case.label, &case.alt, case.level));
+        assert_eq!((&it.grounds, &it.source, it.day), (&case.grounds, &case.source, case.day));
+        assert_eq!((&it.register, it.is_handpicked), (&case.register, case.is_handpicked));
+    }
+    // The suspects come first, in the order of the list.
+    let suspects: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let suspects: Vec<&str> =
+        suspects.as_array().unwrap().iter().map(|it| it["id"].as_str().unwrap()).collect();
+    let first: Vec<&str> = found.cases.iter().map(|it| it.id.as_str()).take(5).collect();
+    assert_eq!(suspects, first);
+}
+
+#[test]
+fn select_names_what_it_cannot_choose_from_and_leaves_no_file() {
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        std::fs::write(home.path().join(name), content).unwrap();
+    };
+    write("body.csv", "id,内容\n1,路灯坏了\n");
+    write("body.jsonl", "{\"id\":1,\"内容\":\"路灯坏了\"}\n");
+    write("who.csv", "id,text,昵称\n1,路灯坏了,甲\n2,停水三天了,乙\n");
+    write("blank.csv", "id,text\n1,\n2, \n");
+    write("empty.jsonl", "");
+    write("posts.doc", "路灯坏了");
+    write("one.csv", "id,text\n1,路灯坏了\n");
+    let cases: [(&str, &[&str]); 7] = [
+        ("body.csv", &["missing_column: ", "`text`", "--text-column"]),
+        ("body.jsonl", &["missing_column: ", "`text`", "--text-column"]),
+        ("who.csv", &["author_field: ", "`昵称`", "none of 2 rows"]),
+        ("blank.csv", &["invalid_text: ", "none of 2 rows"]),
+        ("empty.jsonl", &["no_rows: "]),
+        ("posts.doc", &["unknown_format: ", ".xlsx"]),
+        ("one.csv", &["nothing_chosen: "]),
+    ];
+    for (name, words) in cases {
+        let n = if name == "one.csv" { "0" } else { "5" };
+        let output = triage(home.path(), &["select", name, "-n", n, "-o", "out.jsonl"], b"");
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {stderr}");
+        assert!(words.iter().all(|it| stderr.contains(it)), "{name}: {stderr}");
+        assert!(!home.path().join("out.jsonl").exists(), "{name}");
+    }
+}
+
+#[test]
+fn select_converts_what_check_converts_and_gives_each_row_its_own_id() {
+    let home = tempfile::tempdir().unwrap();
+    let posts = [
+        "小区停水三天了，物业没人管，打电话也没有人接",
+        "谢谢社区的工作人员，办事又快又耐心",
+        "建议在学校门口加一个红绿灯，孩子过马路太危险",
+        "路口的井盖坏了好几天，晚上看不见容易出事",
+    ];
+    let rows: String =
+        posts.iter().zip([7, 7, 8, 7]).map(|(it, id)| format!("{id},{it}\n")).collect();
+    let (gbk, _, _) = encoding_rs::GB18030.encode(&rows);
+    std::fs::write(home.path().join("posts.csv"), [&b"id,text\n"[..], &gbk].concat()).unwrap();
+    let output = triage(home.path(), &["select", "posts.csv", "-o", "out.jsonl"], b"");
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(
+        stderr.contains("编码，已转换为 UTF-8") && stderr.contains("2 条的标识重复"),
+        "{stderr}"
+    );
+    let lines = std::fs::read_to_string(home.path().join("out.jsonl")).unwrap();
+    let chosen: Vec<Value> = lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    let of =
+        |name: &str| -> Vec<&str> { chosen.iter().map(|it| it[name].as_str().unwrap()).collect() };
+    assert_eq!(of("text"), posts);
+    assert_eq!(of("id"), ["7", "row-2", "8", "row-4"]);
+    // A workbook too.
+    let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/cases.xlsx");
+    let output = triage(home.path(), &["select", book.to_str().unwrap()], b"");
+    assert_eq!(text(&output.stdout).lines().count(), 2, "{}", text(&output.stderr));
+}
+
+/// What nobody chose by lot teaches, but is not held out; and what cannot be measured is said before training.
+#[test]
+fn train_measures_on_nothing_that_was_picked_and_refuses_what_it_cannot_measure_at_once() {
+    let home = tempfile::tempdir().unwrap();
+    few_cases(home.path());
+    let rows = std::fs::read_to_string(home.path().join("few.jsonl")).unwrap();
+    let picked = |n: usize| -> String {
+        let mark = |(idx, line): (usize, &str)| match idx < n {
+            true => line.replacen('{', "{\"selected\":\"uncertain\",", 1),
+            false => line.to_owned(),
+        };
+        rows.lines().enumerate().map(mark).collect::<Vec<_>>().join("\n")
+    };
+    let write = |name: &str, content: &str| {
+        std::fs::write(home.path().join(name), content).unwrap();
+    };
+    let n = rows.lines().count();
+    write("half.jsonl", &picked(n / 2));
+    write("all.jsonl", &picked(n));
+    write(
+        "one.jsonl",
+        &rows
+            .lines()
+            .filter(|it| {
+                it.contains("\"label\": \"problem\"") || it.contains("\"label\":\"problem\"")
+            })
+            .collect::<Vec<_>>()
+            .join("\n"),
+    );
+    write("own.csv", "text,label\n路灯坏了,甲\n大树倒了,乙\n路灯又坏了,甲\n大树又倒了,乙\n");
+    write("test.csv", "text,label\n花谢了,丙\n");
+    let train = |args: &[&str]| {
+        let args = [&["train"], args, &["--frozen", "--epochs", "1"]].concat();
+        let output = triage(home.path(), &args, b"");
+        (output.status.success(), text(&output.stderr))
+    };
+    let (is_done, said) = train(&["half.jsonl", "-o", "half"]);
+    assert!(is_done && said.contains("只用于训练，不留出"), "{said}");
+    for (args, code) in [
+        (vec!["all.jsonl", "-o", "none"], "no_fair_cases"),
+        (vec!["one.jsonl", "-o", "none"], "one_label"),
+        (vec!["own.csv", "-o", "none", "--any-label", "--test", "test.csv"], "unknown_label"),
+    ] {
+        let (is_done, said) = train(&args);
+        assert!(!is_done && said.contains(code) && !said.contains("epoch"), "{code}: {said}");
+    }
+    assert!(!home.path().join("none").exists());
 }

@@ -4,12 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
-use opinion_triage::cases::{self, Cases};
+use opinion_triage::cases::{self, Cases, Options};
 use opinion_triage::domain::taxonomy::Taxonomy;
 use opinion_triage::evaluation::metrics;
 use opinion_triage::evidence;
 use opinion_triage::model::runtime::Precision;
 use opinion_triage::pipeline::{Pipeline, segmenter};
+use opinion_triage::training::split;
 
 fn root(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -40,6 +41,39 @@ fn the_cases_are_as_the_data_card_says() {
     assert!(registers.len() >= 10, "{registers:?}");
 }
 
+/// The training cases are clean, and apart from those that measure.
+#[test]
+fn the_training_cases_are_as_the_data_card_says() {
+    let found = cases::read(&root("datasets/train.jsonl"), &Taxonomy::embedded()).unwrap();
+    assert!(found.problems.is_empty(), "{:#?}", found.problems);
+    let counts: Vec<usize> = Taxonomy::embedded()
+        .type_codes()
+        .codes()
+        .map(|code| found.cases.iter().filter(|it| it.label == code).count())
+        .collect();
+    assert_eq!(counts, [340, 316, 328, 322, 380, 416]);
+    let measured = read().cases;
+    let texts: Vec<&str> = measured.iter().chain(&found.cases).map(|it| it.text.as_str()).collect();
+    let groups = split::near_duplicate_groups(&texts);
+    let (measuring, training) = groups.split_at(measured.len());
+    assert!(training.iter().all(|it| !measuring.contains(it)));
+}
+
+#[test]
+fn the_departments_are_six() {
+    let path = root("datasets/departments.csv");
+    let options = Options {
+        text_column: "内容".into(),
+        label_column: "部门".into(),
+        any_label: true,
+        ..Options::default()
+    };
+    let found = cases::read_with(&path, &Taxonomy::embedded(), &options).unwrap();
+    assert!(found.problems.is_empty(), "{:#?}", found.problems);
+    let labels: std::collections::BTreeSet<_> = found.cases.iter().map(|it| &it.label).collect();
+    assert_eq!((found.cases.len(), labels.len()), (96, 6));
+}
+
 #[test]
 fn the_user_dictionary_is_read() {
     let segmenter = segmenter(Some(&root("datasets/user_dict.txt"))).unwrap();
@@ -48,7 +82,7 @@ fn the_user_dictionary_is_read() {
     assert_eq!(words, ["幸福里社区", "用", "一网通办"]);
 }
 
-/// The shipped model loads, is small enough, and does twice as well as chance on texts it never saw,
+/// The shipped model loads, is small enough, and does well on texts it never saw,
 /// half of them hard. How good it is on real posts is measured elsewhere.
 #[test]
 fn the_shipped_model_works() {
@@ -66,7 +100,7 @@ fn the_shipped_model_works() {
         found.cases.iter().map(|it| types.index_of(&it.label).unwrap()).collect();
     let predicted: Vec<usize> = predictions.iter().map(|it| it.type_idx()).collect();
     let macro_f1 = metrics::macro_f1(&truth, &predicted, types.len()).unwrap();
-    assert!(macro_f1 > 0.33, "{macro_f1}");
+    assert!(macro_f1 > 0.65, "{macro_f1}");
     let column = |code| types.index_of(code).unwrap();
     let protected = ["problem", "sensitive", "suggestion"].map(column);
     let accused = column("disputed_claim");

@@ -1,5 +1,6 @@
 //! `triage audit-labels`: the labels that are probably wrong, first things first.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -7,23 +8,44 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 
-use super::evaluate::read_cases;
+use super::check::CasesForm;
+use super::select::masked;
 use crate::config::Config;
-use crate::domain::taxonomy::Taxonomy;
+use crate::domain::case::LabelledCase;
+use crate::domain::label::LabelSet;
 use crate::pipeline::segmenter;
-use crate::training::audit::{audit, spoil};
+use crate::training::audit::{Judgement, audit, spoil};
 
 const N_FOLDS: usize = 5;
+/// Columns of the file that is written: those of a case, and two that nothing learns from.
+const COLUMNS: [&str; 12] = [
+    "id",
+    "text",
+    "label",
+    "alt",
+    "level",
+    "grounds",
+    "source",
+    "register",
+    "date",
+    "selected",
+    "suggested",
+    "note",
+];
+/// A case chosen otherwise than by lot does not say how: anything but `random` reads so.
+const HANDPICKED: &str = "handpicked";
 
 /// Arguments of `triage audit-labels`.
 #[derive(Debug, Args)]
 pub struct AuditLabelsArgs {
     /// 已标注的案例（.jsonl 或 .csv，可为 .xz）
     cases: PathBuf,
+    #[command(flatten)]
+    form: CasesForm,
     /// 列出最可疑的多少条
     #[arg(short, default_value_t = 50)]
     n: usize,
-    /// 把结果写成 CSV（含原文），改正 label 列后可直接用于训练
+    /// 把全部案例写成新的 CSV，可疑的在前，建议在 suggested 列，个人信息已遮盖；改正 label 列后可直接用于训练
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// 输出 JSON
@@ -42,9 +64,11 @@ pub struct AuditLabelsArgs {
 /// # Errors
 /// When the cases cannot be read or are too few, or the output not be written.
 pub fn run(args: AuditLabelsArgs, config: &Config) -> anyhow::Result<()> {
-    let taxonomy = Taxonomy::embedded();
+    if let Some(path) = &args.output {
+        ensure!(!path.exists(), "output_exists: {} exists; choose another name", path.display());
+    }
+    let (cases, taxonomy) = args.form.read(&args.cases)?;
     let types = taxonomy.type_codes();
-    let cases = read_cases(&args.cases, &taxonomy)?;
     ensure!(cases.len() >= 2 * N_FOLDS, "{} cases are too few to judge each other", cases.len());
     let texts: Vec<&str> = cases.iter().map(|it| it.text.as_str()).collect();
     let mut labels = cases
@@ -73,27 +97,17 @@ pub fn run(args: AuditLabelsArgs, config: &Config) -> anyhow::Result<()> {
         )?;
         return Ok(());
     }
-    let suspects = || judged.iter().filter(|it| it.given < it.other_probability).take(args.n);
+    let suspects: Vec<&Judgement> =
+        judged.iter().filter(|it| it.given < it.other_probability).take(args.n).collect();
     if let Some(path) = &args.output {
-        let mut writer =
-            csv::Writer::from_path(path).with_context(|| path.display().to_string())?;
-        writer.write_record(["id", "text", "label", "alt", "note"])?;
-        for it in suspects() {
-            let case = &cases[it.idx];
-            let note = format!("label {:.2}, {:.2}", it.given, it.other_probability);
-            let other = types.code(it.other);
-            writer.write_record([
-                case.id.as_str(),
-                case.text.as_str(),
-                &case.label,
-                other,
-                &note,
-            ])?;
-        }
-        writer.flush()?;
+        let file = File::create_new(path).with_context(|| path.display().to_string())?;
+        write_cases(file, &cases, &suspects, types).with_context(|| path.display().to_string())?;
+        let n = cases.len();
+        eprintln!("已写入 {}：全部 {n} 条，可疑的 {} 条在前", path.display(), suspects.len());
     }
     if args.json {
-        let rows: Vec<_> = suspects()
+        let rows: Vec<_> = suspects
+            .iter()
             .map(|it| {
                 serde_json::json!({
                     "id": cases[it.idx].id.as_str(),
@@ -106,7 +120,7 @@ pub fn run(args: AuditLabelsArgs, config: &Config) -> anyhow::Result<()> {
             .collect();
         writeln!(out, "{:#}", serde_json::Value::from(rows))?;
     } else {
-        for it in suspects() {
+        for it in &suspects {
             let case = &cases[it.idx];
             let start: String = case.text.as_str().chars().take(30).collect();
             writeln!(
@@ -119,7 +133,93 @@ pub fn run(args: AuditLabelsArgs, config: &Config) -> anyhow::Result<()> {
                 it.other_probability
             )?;
         }
-        writeln!(out, "以上 {} 条的标签可疑，请人工核对。", suspects().count())?;
+        writeln!(out, "以上 {} 条的标签可疑，请人工核对。", suspects.len())?;
     }
     Ok(())
+}
+
+/// Writes every case, so that the file can be trained on once its labels are corrected: the suspects first,
+/// the worst before the others, then the rest as they stood. `alt` stays what the annotator wrote; what the
+/// judge would say is in `suggested`, which no training reads.
+fn write_cases(
+    out: impl Write,
+    cases: &[LabelledCase],
+    suspects: &[&Judgement],
+    types: &LabelSet,
+) -> csv::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(COLUMNS)?;
+    let mut is_written = vec![false; cases.len()];
+    for (it, rank) in suspects.iter().zip(1..) {
+        is_written[it.idx] = true;
+        let note =
+            format!("第 {rank} 可疑：label {:.2}，suggested {:.2}", it.given, it.other_probability);
+        writer.write_record(record(&cases[it.idx], types.code(it.other), note))?;
+    }
+    for (case, _) in cases.iter().zip(is_written).filter(|it| !it.1) {
+        writer.write_record(record(case, "", String::new()))?;
+    }
+    Ok(writer.flush()?)
+}
+
+/// The case in the order of [`COLUMNS`], empty where it says nothing.
+fn record(case: &LabelledCase, suggested: &str, note: String) -> [String; COLUMNS.len()] {
+    [
+        case.id.as_str().to_owned(),
+        masked(&case.text),
+        case.label.clone(),
+        case.alt.clone().unwrap_or_default(),
+        case.level.map(|it| it.to_string()).unwrap_or_default(),
+        case.grounds.as_deref().map(grounds_cell).unwrap_or_default(),
+        case.source.clone().unwrap_or_default(),
+        case.register.clone().unwrap_or_default(),
+        case.day.map(|it| it.to_string()).unwrap_or_default(),
+        if case.is_handpicked { HANDPICKED.to_owned() } else { String::new() },
+        suggested.to_owned(),
+        note,
+    ]
+}
+
+/// A lone separator says that there are none; an empty cell would say that nobody looked.
+fn grounds_cell(grounds: &[String]) -> String {
+    if grounds.is_empty() { ";".to_owned() } else { grounds.join(";") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cases;
+    use crate::domain::taxonomy::Taxonomy;
+
+    #[test]
+    fn what_is_written_reads_as_the_same_cases() {
+        let rows = [
+            r#"{"id":"a","text":"停水三天","label":"problem","alt":"suggestion","level":0,"grounds":[]}"#,
+            r#"{"id":"b","text":"着火了,\n\"快来\"","label":"emergency","level":3,"grounds":["life","wide"]}"#,
+            r#"{"id":"c","text":"谢谢","label":"none","date":"2026/8/1","selected":"uncertain"}"#,
+            r#"{"text":"路灯坏了","label":"problem","source":"x","register":"short","selected":"random"}"#,
+        ];
+        let home = tempfile::tempdir().unwrap();
+        let (given, written) = (home.path().join("a.jsonl"), home.path().join("b.csv"));
+        std::fs::write(&given, rows.join("\n")).unwrap();
+        let taxonomy = Taxonomy::embedded();
+        let types = taxonomy.type_codes();
+        let mut cases = cases::read(&given, &taxonomy).unwrap().cases;
+        assert_eq!(cases.len(), rows.len());
+        let judged = |idx| Judgement { idx, given: 0.1, other: 0, other_probability: 0.8 };
+        let suspects = [&judged(2), &judged(0)];
+        write_cases(File::create_new(&written).unwrap(), &cases, &suspects, types).unwrap();
+        let found = cases::read(&written, &taxonomy).unwrap();
+        assert_eq!(found.n_errors(), 0, "{:?}", found.problems);
+        let ids: Vec<&str> = found.cases.iter().map(|it| it.id.as_str()).collect();
+        assert_eq!(ids, ["c", "a", "b", "row-4"]);
+        let by_id = |it: &LabelledCase| it.id.clone();
+        let mut found = found.cases;
+        cases.sort_by_key(by_id);
+        found.sort_by_key(by_id);
+        assert_eq!(found, cases);
+        let csv = std::fs::read_to_string(&written).unwrap();
+        let suggested = format!(",{},第 1 可疑：label 0.10，suggested 0.80", types.code(0));
+        assert_eq!(csv.matches(&suggested).count(), 1, "{csv}");
+    }
 }

@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 
-use super::evaluate::Columns;
+use super::evaluate::{Columns, read_cases_with};
 use crate::cases::{self, Cases, Options, Problem, Severity, labels_of};
+use crate::domain::case::LabelledCase;
+use crate::domain::label::LabelSet;
 use crate::domain::taxonomy::Taxonomy;
 use crate::text::{normalize, redact};
 use crate::training::split::near_duplicate_groups;
@@ -44,6 +46,23 @@ impl CasesForm {
         Options { any_label: self.any_label, ..self.columns.options() }
     }
 
+    /// The cases of `path`, and the taxonomy their labels are of.
+    ///
+    /// # Errors
+    /// When a row is useless, the taxonomy cannot be read, or there is but one label.
+    pub(super) fn read(&self, path: &Path) -> anyhow::Result<(Vec<LabelledCase>, Taxonomy)> {
+        let given = match self.taxonomy_text()? {
+            Some(text) => Taxonomy::parse(&text)?,
+            None => Taxonomy::embedded(),
+        };
+        let cases = read_cases_with(path, &given, &self.options())?;
+        let taxonomy = match self.any_label {
+            true => of_labels(given, &cases)?,
+            false => given,
+        };
+        Ok((cases, taxonomy))
+    }
+
     /// Text of the taxonomy that was named.
     ///
     /// # Errors
@@ -53,6 +72,18 @@ impl CasesForm {
         let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
         Ok(Some(text))
     }
+}
+
+/// A taxonomy of the labels that occur; what the built-in one explains of them stays explained.
+fn of_labels(taxonomy: Taxonomy, cases: &[LabelledCase]) -> anyhow::Result<Taxonomy> {
+    let types = LabelSet::new(labels_of(cases))?;
+    ensure!(
+        types.len() >= 2,
+        "one_label: every case has the label `{}`; a model needs two labels or more",
+        types.code(0)
+    );
+    let grounds = taxonomy.ground_codes().clone();
+    Ok(taxonomy.for_labels(&types, &grounds))
 }
 
 /// Runs the command.
@@ -93,12 +124,10 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
         writeln!(out, "{json:#}")?;
     } else {
         for it in &found.problems {
-            let severity = if it.severity == Severity::Error { "错误" } else { "提醒" };
-            let place = if it.row == 0 { String::new() } else { format!("第 {} 行", it.row) };
-            let column = it.column.as_deref().map_or(String::new(), |it| format!(" [{it}]"));
-            writeln!(out, "{severity} {place}{column} {}: {}; {}", it.code, it.reason, it.fix)?;
+            writeln!(out, "{}", told(it))?;
         }
-        let n_warnings = found.problems.len() - n_errors;
+        let is_warning = |it: &&Problem| it.severity == Severity::Warning;
+        let n_warnings = found.problems.iter().filter(is_warning).count();
         let n_usable = found.cases.len();
         writeln!(
             out,
@@ -119,6 +148,15 @@ pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The problem as a line of the console, with the number the row has in the file.
+fn told(problem: &Problem) -> String {
+    let Problem { line, code, reason, fix, .. } = problem;
+    let severity = if problem.severity == Severity::Error { "错误" } else { "提醒" };
+    let place = if problem.row == 0 { String::new() } else { format!("第 {line} 行") };
+    let column = problem.column.as_deref().map_or(String::new(), |it| format!(" [{it}]"));
+    format!("{severity} {place}{column} {code}: {reason}; {fix}")
+}
+
 /// Rows that say nearly the same as an earlier one. Rows that say exactly the same were named while reading.
 fn compare(found: &Cases) -> Vec<Problem> {
     let texts: Vec<&str> = found.cases.iter().map(|it| it.text.as_str()).collect();
@@ -131,20 +169,20 @@ fn compare(found: &Cases) -> Vec<Problem> {
             continue;
         }
         let (case, other) = (&found.cases[idx], &found.cases[leader]);
-        let row = found.places[leader].0;
+        let line = found.places[leader].1;
         let is_conflict = case.label != other.label;
         let (column, code, reason, fix) = if is_conflict {
             (
                 "label",
                 "near_duplicate_conflict",
-                format!("row {row} says nearly the same and has another label"),
+                format!("line {line} says nearly the same and has another label"),
                 "decide for one label, or give the other as `alt`",
             )
         } else {
             (
                 "text",
                 "near_duplicate",
-                format!("row {row} says nearly the same"),
+                format!("line {line} says nearly the same"),
                 "keep one of them; training never lets them part",
             )
         };
@@ -196,5 +234,28 @@ fn warning(
         code,
         reason,
         fix: fix.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_the_number_it_has_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let csv = "text,label\n\n\"路灯\n坏了\",problem\n谢谢,thanks\n";
+        std::fs::write(dir.path().join("c.csv"), csv).unwrap();
+        let workbook = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/cases.xlsx");
+        let none = Taxonomy::embedded();
+        let other = Options { label_column: "text".into(), ..Options::default() };
+        for (path, options, expected) in [
+            (dir.path().join("c.csv"), Options::default(), "错误 第 5 行 [label] unknown_label"),
+            (workbook, other, "错误 第 4 行 "),
+        ] {
+            let found = cases::read_with(&path, &none, &options).unwrap();
+            let lines: Vec<String> = found.problems.iter().map(told).collect();
+            assert!(lines.iter().any(|it| it.starts_with(expected)), "{lines:#?}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! `triage evaluate`: the table every model is judged by, beside a lexical baseline.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -18,12 +20,12 @@ use crate::domain::prediction::Prediction;
 use crate::domain::taxonomy::Taxonomy;
 use crate::evaluation::details::{Detail, Details, length_slice};
 use crate::evaluation::lexical::{Classifier, Vectorizer};
-use crate::evaluation::report::{Outcome, Report};
-use crate::evaluation::suite::{Answer, Protection, SuiteResults, by_dimension, spread};
+use crate::evaluation::report::{ACCUSED, Estimate, Outcome, Report, differences};
+use crate::evaluation::suite::{Answer, Protection, SuiteResults, spread, tells_levels};
 use crate::imports::Source;
 use crate::page::{Mistake, Page, dimension_zh};
 use crate::pipeline::{Pipeline, Prepared, segmenter};
-use crate::suites::Suites;
+use crate::suites::{Criticism, Suites};
 
 /// Texts predicted at once.
 const BLOCK: usize = 64;
@@ -86,8 +88,16 @@ impl Columns {
 pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
     let pipeline = load_pipeline(config)?;
     let cases = fair(read_cases_with(&args.cases, pipeline.taxonomy(), &args.columns.options())?)?;
+    let n_learned = cases.iter().filter(|it| pipeline.learned().knows(it.text.as_str())).count();
+    let flattery = (n_learned > 0).then(|| {
+        format!("trained_on_cases: {n_learned} 条是这个模型学过的，数字偏好；请换成它没学过的案例")
+    });
+    flattery.iter().for_each(|it| eprintln!("{it}"));
     let Evaluated { report, answers } = evaluate(&pipeline, &cases)?;
-    let suites = ask_suites(&pipeline)?;
+    let mut suites = ask_suites(&pipeline)?;
+    if cases.iter().all(|it| it.level.is_none()) {
+        suites = suites.without_levels();
+    }
     let baseline = args
         .baseline
         .as_deref()
@@ -96,9 +106,12 @@ pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
             baseline(&train, &cases, pipeline.taxonomy(), config)
         })
         .transpose()?;
+    let gain = baseline.as_ref().map(|it| Gain::over("词法基线", &it.1, &answers));
+    let baseline = baseline.map(|it| it.0);
     if let Some(path) = &args.html {
         let page = Page {
             title: "评估报告".into(),
+            notes: flattery.into_iter().chain(gain.iter().map(Gain::to_string)).collect(),
             others: baseline.iter().map(|it| ("词法基线", it)).collect(),
             ..page(&pipeline, &report, &suites, mistakes(&pipeline, &cases, &answers))
         };
@@ -110,16 +123,51 @@ pub fn run(args: EvaluateArgs, config: &Config) -> anyhow::Result<()> {
             "model": pipeline.identity().name,
             "version": pipeline.identity().version,
             "digest": pipeline.identity().digest,
+            "n_learned": n_learned,
             "report": report,
             "baseline": baseline,
+            "gain_over_baseline": gain.as_ref().map(|it| BTreeMap::from(it.figures)),
             "suites": suites,
         });
         writeln!(out, "{json:#}")?;
     } else {
         write!(out, "{}", table(&report, baseline.as_ref(), pipeline.taxonomy()))?;
+        if let Some(gain) = gain {
+            writeln!(out, "{gain}")?;
+        }
         write!(out, "{}", suites_table(&suites))?;
     }
     gate(&report, &args.at_least, &args.at_most)
+}
+
+/// What a model reaches beyond another on the same cases.
+pub(super) struct Gain {
+    over: &'static str,
+    figures: [(&'static str, Option<Estimate>); 3],
+}
+
+impl Gain {
+    /// `answers` beside those of `over`.
+    pub(super) fn over(
+        over: &'static str,
+        theirs: &[Outcome],
+        answers: &[(Outcome, Detail)],
+    ) -> Self {
+        let ours: Vec<Outcome> = answers.iter().map(|it| it.0).collect();
+        Self { over, figures: differences(&ours, theirs) }
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "比{}（同样的案例，成对自助法 95% 区间）", self.over)?;
+        for ((_, figure), zh) in self.figures.iter().zip(["宏平均 F1", "准确率", "敏感度 kappa"])
+        {
+            let Some(it) = figure else { continue };
+            write!(f, "，{zh} {:+.3} ({:+.3}–{:+.3})", it.value, it.low, it.high)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a model made of labelled cases.
@@ -193,13 +241,13 @@ fn detail(
     }
 }
 
-/// What `pipeline` makes of the two suites.
+/// What `pipeline` makes of the two suites, as far as it has the type and the levels they ask about.
 ///
 /// # Errors
 /// When the model fails.
 pub fn ask_suites(pipeline: &Pipeline) -> anyhow::Result<SuiteResults> {
     let suites = Suites::embedded();
-    let disputed = pipeline.type_labels().index_of("disputed_claim");
+    let disputed = pipeline.type_labels().index_of(ACCUSED);
     let texts: Vec<&CaseText> = suites
         .criticism
         .iter()
@@ -213,29 +261,38 @@ pub fn ask_suites(pipeline: &Pipeline) -> anyhow::Result<SuiteResults> {
         let predictions = pipeline.predict(&block.iter().collect::<Vec<_>>())?;
         answers.extend(predictions.iter().map(|it| Answer {
             type_idx: pipeline.propose(it),
+            probabilities: it.type_probabilities.iter().map(|it| it.get()).collect(),
             score: it.sensitivity_score(),
             level: it.level(),
-            accusation: disputed.map_or(0.0, |column| it.type_probabilities[column].get()),
+            accusation: disputed.map(|column| it.type_probabilities[column].get()),
         }));
     }
+    let has_levels = tells_levels(&answers);
     let mut answers = answers.into_iter();
-    let mut protection = Protection { n: suites.criticism.len(), ..Protection::default() };
-    for (it, answer) in suites.criticism.into_iter().zip(answers.by_ref()) {
-        if Some(answer.type_idx) == disputed {
-            protection.accused.push(it.id.clone());
-        }
-        if answer.level > it.max_level {
-            protection.raised.push(it.id);
-        }
-    }
+    let of_criticism = answers.by_ref().take(suites.criticism.len()).collect::<Vec<_>>();
+    let protection = disputed
+        .map(|disputed| protection(&suites.criticism, &of_criticism, disputed))
+        .unwrap_or_default();
     let mut swaps = Vec::new();
     for it in suites.swaps {
         let values = it.wordings.into_iter().map(|it| it.0);
         let of_template: Vec<(String, Answer)> = values.zip(answers.by_ref()).collect();
         swaps.extend(spread(&it.id, &it.dimension, &of_template));
     }
-    let dimensions = by_dimension(&swaps);
-    Ok(SuiteResults { protection, dimensions, swaps })
+    let results = SuiteResults::new(protection, swaps);
+    Ok(if has_levels { results } else { results.without_levels() })
+}
+
+fn protection(criticism: &[Criticism], answers: &[Answer], disputed: usize) -> Protection {
+    let named = |is_bad: fn(&Criticism, &Answer, usize) -> bool| {
+        let bad = criticism.iter().zip(answers).filter(|(it, answer)| is_bad(it, answer, disputed));
+        bad.map(|(it, _)| it.id.clone()).collect()
+    };
+    Protection {
+        n: criticism.len(),
+        accused: named(|_, answer, disputed| answer.type_idx == disputed),
+        raised: named(|it, answer, _| answer.level > it.max_level),
+    }
 }
 
 /// The page about `pipeline`, without heading, other models and history.
@@ -290,7 +347,7 @@ pub(super) fn write_page(path: &Path, page: &Page<'_>) -> anyhow::Result<()> {
     std::fs::write(path, page.to_html()?).with_context(|| path.display().to_string())
 }
 
-/// The report of a lexical baseline trained on `train` on `cases`.
+/// The report of a lexical baseline trained on `train` on `cases`, and its answers.
 ///
 /// # Errors
 /// When the user dictionary cannot be read or a label is unknown.
@@ -299,7 +356,7 @@ pub fn baseline(
     cases: &[LabelledCase],
     taxonomy: &Taxonomy,
     config: &Config,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<(Report, Vec<Outcome>)> {
     let types = taxonomy.type_codes();
     let spinner = ProgressBar::new_spinner().with_message("训练词法基线");
     spinner.enable_steady_tick(std::time::Duration::from_millis(200));
@@ -330,7 +387,7 @@ pub fn baseline(
         });
     }
     spinner.finish_and_clear();
-    Ok(Report::new(&outcomes, types, n_levels))
+    Ok((Report::new(&outcomes, types, n_levels), outcomes))
 }
 
 /// The usable cases of `path`.
@@ -437,13 +494,17 @@ pub fn table(report: &Report, baseline: Option<&Report>, taxonomy: &Taxonomy) ->
     };
     line(format!("案例 {} 条；括号内为 95% 自助法区间", report.n_cases));
     let names = ["宏平均 F1", "准确率", "突发召回率", "误指造谣率", "敏感度 kappa", "类型 ECE"];
-    let cell = |it: Option<crate::evaluation::report::Estimate>| match it {
+    let cell = |it: Option<Estimate>| match it {
         Some(it) => format!("{:.3} ({:.3}–{:.3})", it.value, it.low, it.high),
         None => "—".into(),
     };
     line(format!("{}{}{}", pad("指标", 26), pad("模型", 24), baseline.map_or("", |_| "词法基线")));
     let baseline_figures = baseline.map(Report::figures);
     for (idx, ((code, figure), zh)) in report.figures().into_iter().zip(names).enumerate() {
+        // Of a type the model lacks, or of levels no case has, nothing is said.
+        if figure.is_none() && baseline_figures.is_none_or(|it| it[idx].1.is_none()) {
+            continue;
+        }
         let other = baseline_figures.map_or(String::new(), |it| cell(it[idx].1));
         let name = format!("{zh} {code}");
         line(format!("{}{}{other}", pad(&name, 36), pad(&cell(figure), 24)));
@@ -492,26 +553,27 @@ pub fn table(report: &Report, baseline: Option<&Report>, taxonomy: &Taxonomy) ->
 /// What became of the suites, for people.
 pub fn suites_table(suites: &SuiteResults) -> String {
     use std::fmt::Write;
-    let protection = &suites.protection;
-    let mut out = format!(
-        "\n正当批评 {} 条：被判为造谣 {} 条{}，敏感级别偏高 {} 条{}\n换人不换事（同一句话换成不同的人，最大变化）\n",
-        protection.n,
-        protection.accused.len(),
-        named(&protection.accused),
-        protection.raised.len(),
-        named(&protection.raised),
-    );
+    // Writing to a string cannot fail.
+    let mut out = String::from("\n");
+    if let Some(it) = suites.criticism() {
+        let (n, n_accused, accused) = (it.n, it.accused.len(), named(&it.accused));
+        let _ = write!(out, "正当批评 {n} 条：被判为造谣 {n_accused} 条{accused}");
+        if suites.has_levels {
+            let _ = write!(out, "，敏感级别偏高 {} 条{}", it.raised.len(), named(&it.raised));
+        }
+        out.push('\n');
+    }
+    out.push_str("换人不换事（同一句话换成不同的人，最大变化）\n");
     for (name, it) in &suites.dimensions {
-        let _ = writeln!(
-            out,
-            "{}敏感分 {:.3}  级别 {}  造谣概率 {:.3}  类型改变 {} / {}",
-            pad(dimension_zh(name), 12),
-            it.max_score,
-            it.max_level,
-            it.max_accusation,
-            it.type_changes,
-            it.templates
-        ); // Writing to a string cannot fail.
+        out.push_str(&pad(dimension_zh(name), 12));
+        if let (Some(score), Some(level)) = (it.max_score, it.max_level) {
+            let _ = write!(out, "敏感分 {score:.3}  级别 {level}  ");
+        }
+        if let Some(accusation) = it.max_accusation {
+            let _ = write!(out, "造谣概率 {accusation:.3}  ");
+        }
+        let (probability, changes, n) = (it.max_probability, it.type_changes, it.templates);
+        let _ = writeln!(out, "所判类型概率 {probability:.3}  类型改变 {changes} / {n}");
     }
     out
 }
@@ -529,6 +591,46 @@ pub(super) fn pad(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn own_labels_are_not_said_to_accuse_nobody() {
+        let own = |type_idx: usize, p: f32| {
+            let probabilities = vec![p, 1.0 - p];
+            Answer { type_idx, probabilities, score: 0.0, level: 0, accusation: None }
+        };
+        let answers = [("甲".to_owned(), own(0, 0.75)), ("乙".to_owned(), own(1, 0.25))];
+        let swaps = spread("t", "age", &answers).into_iter().collect();
+        let results = SuiteResults::new(Protection::default(), swaps).without_levels();
+        let text = suites_table(&results);
+        for absent in ["造谣", "正当批评", "敏感", "级别"] {
+            assert!(!text.contains(absent), "{absent}: {text}");
+        }
+        assert!(text.contains("所判类型概率 0.500  类型改变 1 / 1"), "{text}");
+        let types = LabelSet::new(["水务", "交通"]).unwrap();
+        let taxonomy = Taxonomy::embedded().for_labels(&types, &LabelSet::new(["life"]).unwrap());
+        let right = Outcome { label: 0, predicted: 0, confidence: 0.9, set: None, levels: None };
+        let text = table(&Report::new(&[right, right], &types, 4), None, &taxonomy);
+        for absent in ["误指造谣", "突发", "敏感度"] {
+            assert!(!text.contains(absent), "{absent}: {text}");
+        }
+        assert!(text.contains("macro_f1"), "{text}");
+    }
+
+    #[test]
+    fn criticism_is_named_by_what_became_of_it() {
+        let suites = Suites::embedded();
+        let answer = |type_idx, level| Answer {
+            type_idx,
+            probabilities: vec![0.5, 0.5],
+            score: 0.5,
+            level,
+            accusation: Some(0.5),
+        };
+        let criticism = &suites.criticism[..3];
+        let found = protection(criticism, &[answer(0, 0), answer(1, 0), answer(0, 3)], 1);
+        assert_eq!((found.n, &found.accused[..]), (3, &[criticism[1].id.clone()][..]));
+        assert_eq!(found.raised, [criticism[2].id.clone()]);
+    }
 
     #[test]
     fn a_gate_fails_closed() {

@@ -7,13 +7,13 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::evaluate::{Evaluated, ask_suites, evaluate, fair, pad, read_cases};
+use super::evaluate::{Columns, Evaluated, ask_suites, evaluate, fair, pad, read_cases_with};
 use super::train::file_digest;
 use super::{load_version, precision};
 use crate::config::Config;
 use crate::domain::case::{CaseText, LabelledCase};
 use crate::evaluation::conformal::{self, HeldOut};
-use crate::evaluation::gate::{Assessment, Gate, Margins, gates};
+use crate::evaluation::gate::{Assessment, Gate, Incomparable, Margins, gates, gates_alone};
 use crate::evaluation::migration::Migration;
 use crate::evaluation::report::{ACCUSED, PROTECTED};
 use crate::model::Bundle;
@@ -81,6 +81,20 @@ pub struct PromoteArgs {
     /// 校准误差 ECE 最多可高多少
     #[arg(long, value_name = "SHARE", default_value_t = Margins::default().ece)]
     ece_margin: f64,
+    /// 敏感度 kappa 最多可低多少
+    #[arg(long, value_name = "KAPPA", default_value_t = 0.05)]
+    level_margin: f64,
+    /// 案例没有敏感级别，不检验这一项
+    #[arg(long, conflicts_with = "level_margin")]
+    without_levels: bool,
+    /// 候选版本的标签与现行版本不同：无从比较，只看它自己是否达到要求
+    #[arg(long)]
+    other_labels: bool,
+    /// 标签不同时，候选版本的宏平均 F1 至少多少
+    #[arg(long, value_name = "SHARE", requires = "other_labels", default_value_t = Margins::default().min_macro_f1)]
+    min_macro_f1: f64,
+    #[command(flatten)]
+    columns: Columns,
     /// 只检验，不上线
     #[arg(long)]
     dry_run: bool,
@@ -114,6 +128,8 @@ pub struct PolicyArgs {
     /// 预测集含正确类型、以及直接分派者类型正确的比例，各以 95% 把握不低于多少
     #[arg(long, value_name = "SHARE", default_value_t = 0.95)]
     coverage: f64,
+    #[command(flatten)]
+    columns: Columns,
     /// 只计算，不写入
     #[arg(long)]
     dry_run: bool,
@@ -168,8 +184,12 @@ fn aliases_of(aliases: &Aliases, dir: &str) -> Vec<&'static str> {
     .collect()
 }
 
-fn macro_f1(bundle: &Bundle) -> Option<f64> {
-    let of = |part: &str| bundle.metrics.pointer(&format!("/{part}/macro_f1/value"))?.as_f64();
+/// Macro-F1 of a version's own report, and which cases it is of: those of two versions need not be the same.
+fn macro_f1(bundle: &Bundle) -> Option<(f64, &'static str, u64)> {
+    let of = |part: &'static str| {
+        let report = bundle.metrics.get(part)?;
+        Some((report.pointer("/macro_f1/value")?.as_f64()?, part, report.get("n_cases")?.as_u64()?))
+    };
     of("test").or_else(|| of("validation"))
 }
 
@@ -186,7 +206,7 @@ fn list(args: &ListArgs, registry: &Registry) -> anyhow::Result<()> {
                     "aliases": aliases_of(&aliases, &it.dir),
                     "version": bundle.manifest.version,
                     "digest": bundle.digest,
-                    "macro_f1": macro_f1(bundle),
+                    "macro_f1": macro_f1(bundle).map(|(value, part, n)| json!({ "value": value, "on": part, "n": n })),
                 }),
                 Err(error) => json!({
                     "dir": it.dir,
@@ -202,42 +222,49 @@ fn list(args: &ListArgs, registry: &Registry) -> anyhow::Result<()> {
         let names = aliases_of(&aliases, &it.dir).join(" ");
         match &it.bundle {
             Ok(bundle) => {
-                let f1 = macro_f1(bundle).map_or("—".into(), |it| format!("{it:.3}"));
+                let f1 = macro_f1(bundle).map_or("—".into(), |(value, part, n)| {
+                    format!("{value:.3}（{} {n} 条）", if part == "test" { "测试" } else { "验证" })
+                });
                 writeln!(
                     out,
                     "{}{}{}宏平均 F1 {}{names}",
                     pad(&it.dir, 24),
                     pad(&bundle.manifest.version, 12),
                     pad(bundle.digest.get(..19).unwrap_or_default(), 21),
-                    pad(&f1, 8)
+                    pad(&f1, 24)
                 )?;
             }
             Err(error) => writeln!(out, "{}不可用：{error} {names}", pad(&it.dir, 24))?,
         }
     }
+    writeln!(
+        out,
+        "各版本的数字来自各自的案例，不可相互比较；比较请用 `triage models promote --dry-run`"
+    )?;
     if aliases.production.is_none() {
         writeln!(out, "尚无上线记录，默认使用随程序附带的模型")?;
     }
     Ok(())
 }
 
-/// The directory of a version or of an alias.
-fn resolve(name: &str, registry: &Registry) -> anyhow::Result<String> {
-    let aliases = registry.aliases()?;
+/// A version or what an alias names, checked; a bundle that was put in an alias's place is refused.
+fn resolve(name: &str, aliases: &Aliases, registry: &Registry) -> anyhow::Result<(Entry, Bundle)> {
     let found = match name {
-        "production" => aliases.production,
-        "previous" => aliases.previous,
-        "candidate" => aliases.candidate,
-        dir => return Ok(dir.to_owned()),
+        "production" => &aliases.production,
+        "previous" => &aliases.previous,
+        "candidate" => &aliases.candidate,
+        dir => return Ok(registry.check(dir)?),
     };
     let entry = found
+        .clone()
         .with_context(|| format!("no_{name}: the registry names no {name} version; `triage models list` shows what there is"))?;
-    Ok(entry.dir)
+    let bundle = registry.check_entry(&entry)?;
+    Ok((entry, bundle))
 }
 
 fn show(args: &ShowArgs, registry: &Registry) -> anyhow::Result<()> {
-    let dir = resolve(&args.version, registry)?;
-    let (entry, bundle) = registry.check(&dir)?;
+    let aliases = registry.aliases()?;
+    let (entry, bundle) = resolve(&args.version, &aliases, registry)?;
     let log = std::fs::read_to_string(registry.dir().join(LOG)).unwrap_or_default();
     let history: Vec<serde_json::Value> = log
         .lines()
@@ -255,7 +282,7 @@ fn show(args: &ShowArgs, registry: &Registry) -> anyhow::Result<()> {
     let shown = json!({
         "dir": entry.dir,
         "digest": entry.digest,
-        "aliases": aliases_of(&registry.aliases()?, &dir),
+        "aliases": aliases_of(&aliases, &entry.dir),
         "bundle": bundle.manifest,
         "metrics": bundle.metrics,
         "history": history,
@@ -266,7 +293,8 @@ fn show(args: &ShowArgs, registry: &Registry) -> anyhow::Result<()> {
 
 fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
     let name = args.version.as_deref().unwrap_or("candidate");
-    let (entry, candidate_bundle) = registry.check(&resolve(name, registry)?)?;
+    let aliases = registry.aliases()?;
+    let (entry, _) = resolve(name, &aliases, registry)?;
     let production_dir = registry.production()?.unwrap_or_else(|| config.shipped_model());
     let load = |dir: &Path| load_version(dir, config).with_context(|| dir.display().to_string());
     let candidate = load(&registry.path(&entry))?;
@@ -277,12 +305,10 @@ fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::
         "already_production: {} is in production; nothing to promote",
         entry.dir
     );
-    let production_bundle = Bundle::load(&production_dir)?;
-    let all = read_cases(&args.cases, production.taxonomy())?;
-    let whole_digest = file_digest(&all);
+    let all = read_cases_with(&args.cases, candidate.taxonomy(), &args.columns.options())?;
+    let cases_digest = file_digest(&all);
     let cases = fair(all)?;
-    let (old, old_assessment) = assess(&production, &production_bundle, &cases, &whole_digest)?;
-    let (new, new_assessment) = assess(&candidate, &candidate_bundle, &cases, &whole_digest)?;
+    let (new, new_assessment) = assess(&candidate, &cases, &cases_digest)?;
     let margins = Margins {
         f1: args.f1_margin,
         emergency_recall: args.recall_margin,
@@ -290,16 +316,26 @@ fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::
         max_false_accusation_upper: args.max_accusation_upper,
         criticism: args.criticism_margin,
         ece: args.ece_margin,
+        level_kappa: (!args.without_levels).then_some(args.level_margin),
+        min_macro_f1: args.min_macro_f1,
     };
-    let gates = gates(&old_assessment, &new_assessment, &margins)?;
-    let pairs = cases.iter().zip(old.answers.iter().zip(&new.answers));
-    let migration = Migration::new(
-        pairs.map(|(case, (old, new))| (case.id.as_str(), old, new)),
-        production.type_labels(),
-    );
+    let has_same_types = production.type_labels() == candidate.type_labels();
+    let (gates, migration) = if has_same_types {
+        let (old, old_assessment) = assess(&production, &cases, &cases_digest)?;
+        let pairs = cases.iter().zip(old.answers.iter().zip(&new.answers));
+        let migration = Migration::new(
+            pairs.map(|(case, (old, new))| (case.id.as_str(), old, new)),
+            production.type_labels(),
+        );
+        (gates(&old_assessment, &new_assessment, &margins)?, Some(migration))
+    } else {
+        ensure!(args.other_labels, Incomparable::Types);
+        (gates_alone(&new_assessment, &margins)?, None)
+    };
     let closed: Vec<&Gate> = gates.iter().filter(|it| !it.passed).collect();
     let evidence = json!({
         "cases": { "n": cases.len(), "digest": new_assessment.cases_digest },
+        "compared_with": production.identity().digest,
         "suite_digest": new_assessment.suite_digest,
         "margins": margins,
         "gates": gates,
@@ -310,7 +346,7 @@ fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::
         writeln!(out, "{evidence:#}")?;
     } else {
         write!(out, "{}", gates_table(&gates))?;
-        write!(out, "{}", migration_table(&migration))?;
+        write!(out, "{}", migration.as_ref().map_or_else(String::new, migration_table))?;
     }
     if !closed.is_empty() {
         let reasons: Vec<String> = closed.iter().map(|it| it.describe()).collect();
@@ -326,7 +362,13 @@ fn promote(args: &PromoteArgs, registry: &Registry, config: &Config) -> anyhow::
         return Ok(());
     }
     let before = inside(registry, &production_dir, &production.identity().digest);
-    registry.promote(&entry, before, &evidence)?;
+    registry.promote(&entry, &aliases, before, &evidence)?;
+    let has_policy = |dir: &Path| dir.join(sidecar::POLICY).exists();
+    if has_policy(&production_dir) && !has_policy(&registry.path(&entry)) {
+        eprintln!(
+            "此前版本的复核规则（policy.toml）不适用于新版本，现用分类体系的默认规则；`triage models policy` 可重新拟合"
+        );
+    }
     eprintln!("{} 已上线；`triage models rollback` 可退回", entry.dir);
     Ok(())
 }
@@ -340,7 +382,6 @@ fn inside(registry: &Registry, dir: &Path, digest: &str) -> Option<Entry> {
 
 fn assess(
     pipeline: &Pipeline,
-    bundle: &Bundle,
     cases: &[LabelledCase],
     cases_digest: &str,
 ) -> anyhow::Result<(Evaluated, Assessment)> {
@@ -348,11 +389,21 @@ fn assess(
     let assessment = Assessment {
         cases_digest: cases_digest.to_owned(),
         suite_digest: sha256(&Suites::embedded_bytes()),
-        training_digest: bundle.manifest.training.data_digest.clone(),
+        n_learned: n_learned(pipeline, cases, cases_digest),
         report: evaluated.report.clone(),
         protection: ask_suites(pipeline)?.protection,
     };
     Ok((evaluated, assessment))
+}
+
+/// How many of the cases the version has learned from; of versions that do not say what they learned, whether
+/// it was this very file.
+fn n_learned(pipeline: &Pipeline, cases: &[LabelledCase], cases_digest: &str) -> usize {
+    let learned = pipeline.learned();
+    match learned.is_empty() && pipeline.training_digest() == Some(cases_digest) {
+        true => cases.len(),
+        false => cases.iter().filter(|it| learned.knows(it.text.as_str())).count(),
+    }
 }
 
 fn gates_table(gates: &[Gate]) -> String {
@@ -410,7 +461,7 @@ fn rollback(registry: &Registry) -> anyhow::Result<()> {
 
 fn verify(args: &VerifyArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
     let names = match &args.version {
-        Some(name) => vec![resolve(name, registry)?],
+        Some(name) => vec![resolve(name, &registry.aliases()?, registry)?.0.dir],
         None => registry.versions()?.into_iter().map(|it| it.dir).collect(),
     };
     let mut n_broken = 0;
@@ -441,28 +492,27 @@ fn verify(args: &VerifyArgs, registry: &Registry, config: &Config) -> anyhow::Re
 
 fn fit_policy(args: &PolicyArgs, registry: &Registry, config: &Config) -> anyhow::Result<()> {
     let dir = match &args.version {
-        Some(name) => registry.path(&registry.check(&resolve(name, registry)?)?.0),
+        Some(name) => registry.path(&resolve(name, &registry.aliases()?, registry)?.0),
         None if config.is_model_named => config.model.clone(),
         None => registry.production()?.unwrap_or_else(|| config.shipped_model()),
     };
-    let bundle = Bundle::load(&dir)?;
-    let digest = bundle.digest.clone();
-    let trained_on = bundle.manifest.training.data_digest.clone();
     // Without an earlier policy: thresholds are fitted to what the model says, not to what was made of it.
     let segmenter = segmenter(config.user_dict.as_deref())?;
     let mut pipeline = Pipeline::unruled(&dir, segmenter, precision(config))?;
-    let all = read_cases(&args.cases, pipeline.taxonomy())?;
+    let all = read_cases_with(&args.cases, pipeline.taxonomy(), &args.columns.options())?;
     let cases_digest = file_digest(&all);
-    ensure!(
-        cases_digest != trained_on,
-        "trained_on_cases: the version was trained on these very cases, so a promise would be empty; give held-out ones"
-    );
     let cases = fair(all)?;
+    let n_learned = n_learned(&pipeline, &cases, &cases_digest);
+    ensure!(
+        n_learned == 0,
+        "trained_on_cases: the version has learned from {n_learned} of these cases, so a promise would be empty; \
+         give held-out ones"
+    );
     let held_out = held_out(&pipeline, &cases)?;
     let found = conformal::fit(&held_out, args.max_false_accusation, args.coverage)?;
     let mut policy = PolicyFile {
         format: sidecar::FORMAT,
-        bundle: digest,
+        bundle: pipeline.identity().digest.clone(),
         min_confidence: found.min_confidence,
         min_accusation: found.min_accusation,
         set_threshold: found.set_threshold,
@@ -492,12 +542,14 @@ fn fit_policy(args: &PolicyArgs, registry: &Registry, config: &Config) -> anyhow
         let percent = |it: f64| format!("{:.2}%", 100.0 * it);
         let evidence = &policy.evidence;
         writeln!(out, "案例 {} 条；上界均为单侧 95%", evidence.cases)?;
-        writeln!(
-            out,
-            "判为造谣诽谤的最低概率 {:.4}（误指率上界 {}）",
-            policy.min_accusation,
-            percent(evidence.false_accusation_upper)
-        )?;
+        if pipeline.type_labels().index_of(ACCUSED).is_some() {
+            writeln!(
+                out,
+                "判为造谣诽谤的最低概率 {:.4}（误指率上界 {}）",
+                policy.min_accusation,
+                percent(evidence.false_accusation_upper)
+            )?;
+        }
         writeln!(
             out,
             "预测集的最低概率 {:.4}（漏掉正确类型的上界 {}）",

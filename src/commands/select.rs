@@ -1,26 +1,27 @@
 //! `triage select`: which posts are worth labelling next.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::check::CasesForm;
 use super::{load_pipeline, progress_style};
 use crate::cases;
 use crate::config::Config;
 use crate::domain::author::is_author_field;
-use crate::domain::case::CaseText;
+use crate::domain::case::{CaseId, CaseText};
 use crate::domain::prediction::Prediction;
+use crate::imports::{self, ImportedRow, Source};
 use crate::pipeline::{Pipeline, Prepared};
-use crate::rows::{self, Format, RawRow, Rows};
+use crate::rows::{self, Format, Rows};
 use crate::selection::{Candidate, N_FEATURES, Reason, Shares, features, select};
+use crate::text::{normalize, redact};
 
 /// Rows prepared and predicted at once.
 const BLOCK: usize = 256;
@@ -28,7 +29,7 @@ const BLOCK: usize = 256;
 /// Arguments of `triage select`.
 #[derive(Debug, Args)]
 pub struct SelectArgs {
-    /// 未标注的文本（.jsonl 或 .csv，可为 .xz）
+    /// 未标注的文本（.jsonl、.csv 或 .xlsx，可为 .xz；GBK 等编码自动转换）
     posts: PathBuf,
     /// 选出多少条
     #[arg(short, default_value_t = 200)]
@@ -42,13 +43,16 @@ pub struct SelectArgs {
     /// 已标注的案例：不再选与它们雷同的
     #[arg(long, value_name = "CASES")]
     labelled: Option<PathBuf>,
+    /// 其标签所在的列；文本所在的列与 --text-column 相同
+    #[arg(long, default_value = "label", requires = "labelled")]
+    label_column: String,
     /// 附上模型的判断（可能影响标注者，默认不附）
     #[arg(long)]
     suggest: bool,
     /// 文本所在的列
     #[arg(long, default_value = "text")]
     text_column: String,
-    /// 标识所在的列；没有标识的行以行号为名
+    /// 标识所在的列；没有标识或标识重复的行以行号为名
     #[arg(long, default_value = "id")]
     id_column: String,
     /// 随机种子
@@ -56,11 +60,12 @@ pub struct SelectArgs {
     seed: u64,
 }
 
-/// Runs the command. The file is read twice, so that only the chosen texts are ever kept in memory.
+/// Runs the command. The file is read twice, so that only the chosen texts are ever kept in memory; one that
+/// must be converted first is kept whole.
 ///
 /// # Errors
-/// When a file cannot be read or written, or the model fails; a row that cannot be scored is left out and
-/// counted.
+/// When a file cannot be read or written, the model fails, or nothing can be chosen: then no file is left. A
+/// row that cannot be scored is left out and counted.
 pub fn run(args: SelectArgs, config: &Config) -> anyhow::Result<()> {
     ensure!(
         (0.0..=1.0).contains(&args.random_share),
@@ -74,18 +79,30 @@ pub fn run(args: SelectArgs, config: &Config) -> anyhow::Result<()> {
     if let Some(path) = &args.output {
         ensure!(!path.exists(), "output_exists: {} exists; choose another name", path.display());
     }
-    let format = rows::format_of(&args.posts).with_context(|| {
-        format!("{}: the name must end in .jsonl or .csv (or .xz)", args.posts.display())
-    })?;
+    let posts = Posts::open(&args.posts)?;
+    posts.require(&args.text_column)?;
     let pipeline = load_pipeline(config)?;
     let (known, known_texts) = match &args.labelled {
-        Some(path) => known(path, &pipeline)?,
+        Some(path) => known(path, &args, &pipeline)?,
         None => Default::default(),
     };
-    let scored = score(&args, format, &pipeline, &known_texts)?;
+    let (scored, left_out) = score(&args, &posts, &pipeline, &known_texts)?;
+    if scored.is_empty() {
+        bail!("{}", left_out.error(&args.posts, &args.text_column));
+    }
+    left_out.tell(&args.text_column);
     let candidates: Vec<Candidate> = scored.iter().map(|it| it.candidate.clone()).collect();
     let chosen = select(&candidates, &known, Shares::of(args.n, args.random_share), args.seed);
-    write(&args, format, &pipeline, &scored, &chosen)?;
+    ensure!(
+        !chosen.is_empty(),
+        "nothing_chosen: none of {} rows with -n {} and --random-share {}: the rows resemble labelled ones, or \
+         too few are asked for; raise one of the two",
+        scored.len(),
+        args.n,
+        args.random_share
+    );
+    let lines = chosen_lines(&args, &posts, &pipeline, &scored, &chosen)?;
+    write(args.output.as_deref(), &lines)?;
     let count = |reason| chosen.iter().filter(|it| it.1 == reason).count();
     eprintln!(
         "从 {} 条中选出 {} 条：随机 {}，不确定 {}，多样 {}",
@@ -106,15 +123,20 @@ struct Scored {
     /// Number of the row.
     row: u64,
     candidate: Candidate,
-    /// Column of the most probable type, and its probability.
-    top: (usize, f32),
+    /// Of the most probable type.
+    probability: f32,
 }
 
 type Known = (Vec<[f32; N_FEATURES]>, HashSet<String>);
 
 /// Directions and texts of the labelled cases; any label will do, it is not used.
-fn known(path: &Path, pipeline: &Pipeline) -> anyhow::Result<Known> {
-    let options = cases::Options { any_label: true, ..CasesForm::default().options() };
+fn known(path: &Path, args: &SelectArgs, pipeline: &Pipeline) -> anyhow::Result<Known> {
+    let options = cases::Options {
+        source: None,
+        text_column: args.text_column.clone(),
+        label_column: args.label_column.clone(),
+        any_label: true,
+    };
     let found = cases::read_with(path, pipeline.taxonomy(), &options)
         .with_context(|| path.display().to_string())?;
     let directions = found
@@ -132,65 +154,67 @@ fn direction(prepared: &Prepared) -> [f32; N_FEATURES] {
 
 fn score(
     args: &SelectArgs,
-    format: Format,
+    posts: &Posts<'_>,
     pipeline: &Pipeline,
     known: &HashSet<String>,
-) -> anyhow::Result<Vec<Scored>> {
+) -> anyhow::Result<(Vec<Scored>, LeftOut)> {
     let fail = || args.posts.display().to_string();
-    let mut rows = Rows::new(rows::open(&args.posts)?, format).with_context(fail)?;
+    let mut rows = posts.rows().with_context(fail)?;
     let bar = ProgressBar::new_spinner().with_style(progress_style("评分")?);
-    let (mut scored, mut n_left_out, mut n_rows) = (Vec::new(), 0_u64, 0_u64);
+    let (mut scored, mut left_out) = (Vec::new(), LeftOut::default());
     // Reposts of one text are one text.
     let mut seen: HashSet<String> = known.clone();
     loop {
-        let block = next_block(&mut rows).with_context(fail)?;
+        let block: Vec<ImportedRow> =
+            rows.by_ref().take(BLOCK).collect::<io::Result<_>>().with_context(fail)?;
         if block.is_empty() {
             break;
         }
-        n_rows += block.len() as u64;
-        let texts: Vec<Option<CaseText>> =
-            block.par_iter().map(|it| text_of(it, &args.text_column)).collect();
-        let fresh: Vec<(u64, CaseText)> = block
-            .iter()
-            .zip(texts)
-            .filter_map(|(row, text)| {
-                let Some(text) = text else {
-                    n_left_out += 1;
-                    return None;
-                };
-                seen.insert(text.as_str().to_owned()).then_some((row.row, text))
-            })
-            .collect();
-        let ready: Vec<(u64, Prepared)> = fresh
-            .par_iter()
-            .filter_map(|(row, text)| Some((*row, pipeline.prepare(text).ok()?)))
-            .collect();
+        left_out.n_rows += block.len() as u64;
+        let mut fresh: Vec<(u64, CaseText)> = Vec::new();
+        for row in &block {
+            match text_of(row, &args.text_column, posts.header.is_some()) {
+                Ok(text) if seen.insert(text.as_str().to_owned()) => fresh.push((row.row, text)),
+                Ok(_) => left_out.add(Why::Repeated, row.row),
+                Err(why) => left_out.add(why, row.row),
+            }
+        }
+        let prepared: Vec<(u64, Option<Prepared>)> =
+            fresh.par_iter().map(|(row, text)| (*row, pipeline.prepare(text).ok())).collect();
+        let mut ready: Vec<(u64, Prepared)> = Vec::new();
+        for (row, prepared) in prepared {
+            match prepared {
+                Some(it) => ready.push((row, it)),
+                None => left_out.add(Why::InvalidText, row),
+            }
+        }
         let predictions = pipeline.predict(&ready.iter().map(|it| &it.1).collect::<Vec<_>>())?;
         for ((row, prepared), prediction) in ready.iter().zip(&predictions) {
-            let candidate = Candidate { margin: margin(prediction), features: direction(prepared) };
-            let top = (prediction.type_idx(), prediction.confidence().get());
-            scored.push(Scored { row: *row, candidate, top });
+            let candidate = Candidate {
+                type_idx: prediction.type_idx(),
+                margin: margin(prediction),
+                features: direction(prepared),
+            };
+            let probability = prediction.confidence().get();
+            scored.push(Scored { row: *row, candidate, probability });
         }
-        bar.set_position(n_rows);
+        bar.set_position(left_out.n_rows);
     }
     bar.finish_and_clear();
-    if n_left_out > 0 {
-        eprintln!("{n_left_out} 行没有可用的文本，或含有作者字段，未参与选择");
-    }
-    Ok(scored)
+    Ok((scored, left_out))
 }
 
-fn next_block(rows: &mut Rows<impl Read>) -> std::io::Result<Vec<RawRow>> {
-    rows.by_ref().take(BLOCK).collect()
-}
-
-/// The row's text; none when there is none, or when the row tells who wrote it.
-fn text_of(row: &RawRow, column: &str) -> Option<CaseText> {
-    let fields = row.fields().ok()?;
-    if fields.keys().any(|it| is_author_field(it)) {
-        return None;
+/// The row's text, or why the row takes no part. With a header an absent field is an empty one.
+fn text_of(row: &ImportedRow, column: &str, has_header: bool) -> Result<CaseText, Why> {
+    let fields = row.fields.as_ref().map_err(|it| Why::Unreadable(it.code, it.fix))?;
+    if let Some(author) = fields.keys().find(|it| is_author_field(it)) {
+        return Err(Why::AuthorField(author.clone()));
     }
-    CaseText::parse(fields.get(column)?.as_str()?).ok()
+    match fields.get(column) {
+        None if !has_header => Err(Why::NoColumn),
+        Some(Value::String(text)) => CaseText::parse(text.as_str()).map_err(|_| Why::InvalidText),
+        _ => Err(Why::InvalidText),
+    }
 }
 
 fn margin(prediction: &Prediction) -> f32 {
@@ -200,54 +224,76 @@ fn margin(prediction: &Prediction) -> f32 {
     probabilities[0] - probabilities.get(1).copied().unwrap_or(0.0)
 }
 
-fn write(
+/// The chosen rows as JSONL, each under an id of its own.
+fn chosen_lines(
     args: &SelectArgs,
-    format: Format,
+    posts: &Posts<'_>,
     pipeline: &Pipeline,
     scored: &[Scored],
     chosen: &[(usize, Reason)],
-) -> anyhow::Result<()> {
-    let mut out: Box<dyn Write> = match &args.output {
-        Some(path) => Box::new(BufWriter::new(
-            File::create_new(path).with_context(|| path.display().to_string())?,
-        )),
-        None => Box::new(std::io::stdout().lock()),
-    };
+) -> anyhow::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut used = HashSet::new();
+    let mut n_renamed = 0;
     let mut wanted = chosen.iter().map(|&(idx, reason)| (&scored[idx], reason)).peekable();
-    for row in Rows::new(rows::open(&args.posts)?, format)? {
+    for row in posts.rows()? {
         let row = row?;
         // Both go by ascending rows.
         let Some((it, reason)) = wanted.next_if(|it| it.0.row == row.row) else { continue };
-        let text = text_of(&row, &args.text_column).context(
+        let text = text_of(&row, &args.text_column, posts.header.is_some()).ok().context(
             "posts_changed: a chosen row is gone; the file must not change while it is read",
         )?;
-        let fields = row.fields().unwrap_or_default();
-        let id = match fields.get(&args.id_column) {
-            Some(Value::String(id)) if !id.trim().is_empty() => id.clone(),
-            Some(Value::Number(id)) => id.to_string(),
-            _ => format!("row-{}", row.row),
-        };
+        let given = given_id(&row, &args.id_column);
+        let id = unique_id(given.as_deref(), row.row, &mut used);
+        n_renamed += usize::from(given.is_some_and(|it| it != id));
         let mut line: Map<String, Value> = Map::new();
         line.insert("id".into(), id.into());
-        line.insert("text".into(), masked(&text, pipeline)?.into());
+        line.insert("text".into(), masked(&text).into());
         line.insert("label".into(), Value::Null);
         line.insert("selected".into(), reason.code().into());
         if args.suggest {
-            let (type_idx, probability) = it.top;
-            let code = pipeline.type_labels().code(type_idx);
-            line.insert("note".into(), json!(format!("model: {code} {probability:.2}")));
+            let code = pipeline.type_labels().code(it.candidate.type_idx);
+            line.insert("note".into(), json!(format!("model: {code} {:.2}", it.probability)));
         }
         serde_json::to_writer(&mut out, &line)?;
-        out.write_all(b"\n")?;
+        out.push(b'\n');
     }
-    out.flush()?;
     ensure!(wanted.next().is_none(), "posts_changed: the file became shorter while it was read");
-    Ok(())
+    if n_renamed > 0 {
+        eprintln!("{n_renamed} 条的标识重复或不可用，已改以行号为名（row-行号）");
+    }
+    Ok(out)
+}
+
+/// Writes to a new file, or to standard output.
+fn write(path: Option<&Path>, lines: &[u8]) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(io::stdout().lock().write_all(lines)?) };
+    let fail = || path.display().to_string();
+    File::create_new(path).with_context(fail)?.write_all(lines).with_context(fail)
+}
+
+fn given_id(row: &ImportedRow, column: &str) -> Option<String> {
+    match row.fields.as_ref().ok()?.get(column)? {
+        Value::String(id) if !id.trim().is_empty() => Some(id.clone()),
+        Value::Number(id) => Some(id.to_string()),
+        _ => None,
+    }
+}
+
+/// `given` when it is an id and free; otherwise one made of the row's number.
+fn unique_id(given: Option<&str>, row: u64, used: &mut HashSet<String>) -> String {
+    let given = given.filter(|it| CaseId::parse(*it).is_ok()).map(str::to_owned);
+    let of_row = (1_u64..).map(|turn| match turn {
+        1 => format!("row-{row}"),
+        _ => format!("row-{row}-{turn}"),
+    });
+    let mut names = given.into_iter().chain(of_row);
+    names.find(|it| used.insert(it.clone())).expect("there is always a further number")
 }
 
 /// The text as it was, personal data masked: whoever labels it need not know whose it is.
-fn masked(text: &CaseText, pipeline: &Pipeline) -> anyhow::Result<String> {
-    let redactions = pipeline.prepare(text)?.report.redactions;
+pub(super) fn masked(text: &CaseText) -> String {
+    let redactions = redact(&normalize(text.as_str())).redactions;
     let mut out = String::new();
     let mut redactions = redactions.iter().peekable();
     for (at, character) in text.as_str().chars().enumerate() {
@@ -263,5 +309,239 @@ fn masked(text: &CaseText, pipeline: &Pipeline) -> anyhow::Result<String> {
             _ => out.push(character),
         }
     }
-    Ok(out)
+    out
+}
+
+/// A file of posts, to be read more than once.
+struct Posts<'a> {
+    path: &'a Path,
+    /// Names of the columns, where the file has a header.
+    header: Option<Vec<String>>,
+    kept: Kept,
+}
+
+/// Where the rows are between two readings.
+enum Kept {
+    OnDisk(Format),
+    /// A workbook, or a file that was converted to UTF-8.
+    InMemory(Vec<ImportedRow>),
+}
+
+impl<'a> Posts<'a> {
+    fn open(path: &'a Path) -> anyhow::Result<Self> {
+        let fail = || path.display().to_string();
+        let format = rows::format_of(path);
+        ensure!(
+            format.is_some() || is_workbook(path),
+            "unknown_format: {}: the name must end in .jsonl, .csv or .xlsx (or .xz after one of these)",
+            path.display()
+        );
+        if let Some(format) = format
+            && is_utf8(path).with_context(fail)?
+        {
+            let rows = rows::open(path).and_then(|it| Rows::new(it, format)).with_context(fail)?;
+            let header = rows.header().map(<[String]>::to_vec);
+            return Ok(Self { path, header, kept: Kept::OnDisk(format) });
+        }
+        let source = match format {
+            Some(Format::Jsonl) => Source::Jsonl,
+            Some(Format::Csv) => Source::Csv,
+            None => Source::Xlsx,
+        };
+        let imported = imports::read(path, Some(source), |_| false).with_context(fail)?;
+        if let Some(encoding) = imported.converted_from {
+            eprintln!("文件是 {encoding} 编码，已转换为 UTF-8；请看几条选出的文本是否正常");
+        }
+        Ok(Self { path, header: imported.header, kept: Kept::InMemory(imported.rows) })
+    }
+
+    /// Refuses a file whose header has no `column`. Does not name the columns it has: without a header they
+    /// would be texts.
+    fn require(&self, column: &str) -> anyhow::Result<()> {
+        let Some(header) = &self.header else { return Ok(()) };
+        ensure!(
+            header.iter().any(|it| it == column),
+            "missing_column: the header of {} has no column `{column}`; name the column of the text with \
+             --text-column",
+            self.path.display()
+        );
+        Ok(())
+    }
+
+    fn rows(&self) -> io::Result<Box<dyn Iterator<Item = io::Result<ImportedRow>> + '_>> {
+        match &self.kept {
+            Kept::InMemory(rows) => Ok(Box::new(rows.iter().cloned().map(Ok))),
+            Kept::OnDisk(format) => {
+                let rows = Rows::new(rows::open(self.path)?, *format)?;
+                Ok(Box::new(rows.map(|row| {
+                    row.map(|it| ImportedRow { row: it.row, line: it.line, fields: it.fields() })
+                })))
+            }
+        }
+    }
+}
+
+fn is_workbook(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let name = name.strip_suffix(".xz").unwrap_or(&name);
+    [".xlsx", ".xlsm", ".xls", ".ods"].iter().any(|it| name.ends_with(it))
+}
+
+/// Whether the file begins as UTF-8. When it does not, all of it is looked at before it is converted.
+fn is_utf8(path: &Path) -> io::Result<bool> {
+    const SAMPLE_BYTES: u64 = 1 << 16;
+    let mut bytes = Vec::new();
+    rows::open(path)?.take(SAMPLE_BYTES).read_to_end(&mut bytes)?;
+    // The sample's last character may be cut in two.
+    let is_cut = bytes.len() as u64 == SAMPLE_BYTES;
+    Ok(match std::str::from_utf8(&bytes) {
+        Ok(_) => true,
+        Err(error) => is_cut && error.error_len().is_none(),
+    })
+}
+
+/// Why a row takes no part.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Why {
+    /// Code and fix of the row's fault.
+    Unreadable(&'static str, &'static str),
+    /// The column that tells who wrote the text.
+    AuthorField(String),
+    /// No field of the name the text should have.
+    NoColumn,
+    /// The text is empty, too long, or no string.
+    InvalidText,
+    /// The text came before, or is labelled already.
+    Repeated,
+}
+
+impl Why {
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Unreadable(code, _) => code,
+            Self::AuthorField(_) => "author_field",
+            Self::NoColumn => "missing_column",
+            Self::InvalidText => "invalid_text",
+            Self::Repeated => "already_labelled",
+        }
+    }
+
+    /// Reason and fix, for an error.
+    fn english(&self, text_column: &str) -> String {
+        match self {
+            Self::Unreadable(_, fix) => format!("cannot be read: {fix}"),
+            Self::AuthorField(name) => format!(
+                "tell who wrote the text in the column `{name}`, triage is author-blind: remove the column"
+            ),
+            Self::NoColumn => format!(
+                "have no column `{text_column}`: name the column of the text with --text-column"
+            ),
+            Self::InvalidText => format!(
+                "have an empty or too long text in `{text_column}`, or no string: correct it, or name another \
+                 column with --text-column"
+            ),
+            Self::Repeated => {
+                "repeat an earlier text or a labelled one: give posts that are new".to_owned()
+            }
+        }
+    }
+
+    /// Reason and fix, for the console.
+    fn chinese(&self, text_column: &str) -> String {
+        match self {
+            Self::Unreadable(code, _) => format!("读不出来（{code}），请改正"),
+            Self::AuthorField(name) => format!("含有作者字段“{name}”，请删去该列"),
+            Self::NoColumn => format!("没有“{text_column}”列，请用 --text-column 指定文本所在的列"),
+            Self::InvalidText => "的文本为空、过长或不是文本".to_owned(),
+            Self::Repeated => "的文本与前面的或已标注的相同".to_owned(),
+        }
+    }
+}
+
+/// The rows that take no part.
+#[derive(Debug, Default)]
+struct LeftOut {
+    /// Rows of the file, whether they take part or not.
+    n_rows: u64,
+    /// How many, and the first of them.
+    by_reason: BTreeMap<Why, (u64, u64)>,
+}
+
+impl LeftOut {
+    fn add(&mut self, why: Why, row: u64) {
+        self.by_reason.entry(why).or_insert((0, row)).0 += 1;
+    }
+
+    fn tell(&self, text_column: &str) {
+        for (why, (n, first)) in &self.by_reason {
+            eprintln!("{n} 行{}；未参与选择（首见于第 {first} 行）", why.chinese(text_column));
+        }
+    }
+
+    /// What to say when no row is left; its code is that of the commonest reason.
+    fn error(&self, path: &Path, text_column: &str) -> String {
+        let name = path.display();
+        let Some((main, _)) = self.by_reason.iter().max_by_key(|it| it.1.0) else {
+            return format!("no_rows: {name} has no rows; give unlabelled posts, one a row");
+        };
+        let reasons: Vec<String> = self
+            .by_reason
+            .iter()
+            .map(|(why, (n, first))| {
+                format!("{n} (first row {first}) {}", why.english(text_column))
+            })
+            .collect();
+        let code = main.code();
+        format!(
+            "{code}: {name}: none of {} rows can be chosen: {}",
+            self.n_rows,
+            reasons.join("; ")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_is_given_once() {
+        let mut used = HashSet::new();
+        let long = "x".repeat(200);
+        let given =
+            [Some("a"), Some("a"), None, Some("row-2"), Some("row-6"), Some("a"), Some(&long)];
+        let ids: Vec<String> =
+            given.into_iter().zip(1..).map(|(id, row)| unique_id(id, row, &mut used)).collect();
+        assert_eq!(ids, ["a", "row-2", "row-3", "row-4", "row-6", "row-6-2", "row-7"]);
+    }
+
+    #[test]
+    fn each_reason_has_its_own_words() {
+        let row = |json: &str| ImportedRow {
+            row: 1,
+            line: 1,
+            fields: Ok(serde_json::from_str(json).unwrap()),
+        };
+        let why = |json: &str, has_header| text_of(&row(json), "text", has_header).unwrap_err();
+        assert_eq!(why(r#"{"text":"x","昵称":"y"}"#, false), Why::AuthorField("昵称".into()));
+        assert_eq!(why(r#"{"body":"x"}"#, false), Why::NoColumn);
+        assert_eq!(why(r#"{"body":"x"}"#, true), Why::InvalidText);
+        assert_eq!(why(r#"{"text":" "}"#, false), Why::InvalidText);
+        let mut left_out = LeftOut { n_rows: 3, ..LeftOut::default() };
+        left_out.add(Why::NoColumn, 1);
+        left_out.add(Why::AuthorField("昵称".into()), 2);
+        left_out.add(Why::AuthorField("昵称".into()), 3);
+        let error = left_out.error(Path::new("posts.jsonl"), "text");
+        assert!(error.starts_with("author_field: posts.jsonl: none of 3 rows"), "{error}");
+        assert!(error.contains("2 (first row 2)") && error.contains("`昵称`"), "{error}");
+        assert!(error.contains("`text`") && error.contains("--text-column"), "{error}");
+        let none = LeftOut::default().error(Path::new("posts.jsonl"), "text");
+        assert!(none.starts_with("no_rows"), "{none}");
+    }
+
+    #[test]
+    fn personal_data_is_masked_and_the_rest_untouched() {
+        let text = CaseText::parse("打１３８００１３８０００！ＡＢ").unwrap();
+        assert_eq!(masked(&text), "打<电话>！ＡＢ");
+    }
 }

@@ -3,11 +3,12 @@
 mod card;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
@@ -16,20 +17,23 @@ use self::card::card;
 use self::watch::{Checkpoint, Console, TaskRecord, stop_flag};
 use super::check::CasesForm;
 use super::evaluate::{
-    ask_suites, baseline, evaluate, fair, mistakes, page, read_cases_with, table, write_page,
+    Evaluated, Gain, ask_suites, baseline, evaluate, fair, mistakes, page, read_cases_with, table,
+    write_page,
 };
 use super::{load_pipeline, precision, progress_style};
-use crate::cases::labels_of;
+use crate::cases::MIN_CASES_PER_LABEL;
 use crate::config::Config;
 use crate::domain::case::LabelledCase;
 use crate::domain::label::LabelSet;
 use crate::domain::taxonomy::Taxonomy;
-use crate::evaluation::report::Report;
+use crate::evaluation::report::{Outcome, Report};
 use crate::model::bundle::{
     Bundle, CalibrationSettings, HeadSettings, Manifest, TextSettings, TrainingRecord, sha256,
 };
+use crate::model::calibration::Calibration;
 use crate::model::heads::{HeadSizes, Heads};
-use crate::model::{Base, bundle};
+use crate::model::lexical::Lexical;
+use crate::model::{Base, Learned, bundle};
 use crate::page::Page;
 use crate::pipeline::sidecar;
 use crate::pipeline::{Pipeline, TextPipeline, segmenter};
@@ -37,7 +41,7 @@ use crate::registry::{Entry, Registry};
 use crate::text::Encoder;
 use crate::training::loss::Target;
 use crate::training::split::{Split, near_duplicate_groups, split, split_by_time};
-use crate::training::trainer::{self, Example, Settings, Task};
+use crate::training::trainer::{self, Example, Prior, Settings, Task};
 
 /// Exit code of a training that was stopped early; its candidate is written all the same.
 const STOPPED_EARLY: u8 = 3;
@@ -78,6 +82,9 @@ pub struct TrainArgs {
     /// 训练时随机遮住的词元比例
     #[arg(long, default_value_t = Settings::default().token_dropout)]
     token_dropout: f32,
+    /// 分类头与词法部分从头学起，不接着起点模型的学（标签的含义变了时用）
+    #[arg(long)]
+    fresh: bool,
     /// 快速模式：编码器不动，只训练各分类头与词法部分
     #[arg(long)]
     frozen: bool,
@@ -122,22 +129,28 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
         args.output.display()
     );
     let own_taxonomy = args.form.taxonomy_text()?;
-    let taxonomy = match &own_taxonomy {
-        Some(text) => Taxonomy::parse(text)?,
-        None => Taxonomy::embedded(),
-    };
-    let cases = read_cases_with(&args.cases, &taxonomy, &args.form.options())?;
-    let taxonomy = match args.form.options().any_label {
-        true => of_labels(taxonomy, &cases)?,
-        false => taxonomy,
-    };
+    let (cases, taxonomy) = args.form.read(&args.cases)?;
+    enough_of_each(&cases, &taxonomy)?;
     let test = args
         .test
         .as_deref()
         .map(|it| fair(read_cases_with(it, &taxonomy, &args.form.options())?))
         .transpose()?;
+    if let Some(test) = &test {
+        // Refused now rather than after an hour of training.
+        let unknown = test.iter().find(|it| taxonomy.type_codes().index_of(&it.label).is_none());
+        if let Some(it) = unknown {
+            bail!(
+                "unknown_label: test case {} has label `{}`, which no training case has; label some, or take \
+                 it out of the test file",
+                it.id.as_str(),
+                it.label
+            );
+        }
+    }
     let test_digest = test.as_deref().map(file_digest);
-    let base = Base::load(args.base.as_deref().unwrap_or(&config.model), args.seed)?;
+    let base_dir = args.base.as_deref().unwrap_or(&config.model);
+    let mut base = Base::load(base_dir, args.seed)?;
     let text = TextSettings {
         chunk_tokens: base.config.max_position_embeddings,
         overlap_tokens: base.config.max_position_embeddings / 8,
@@ -147,15 +160,46 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let encoder = Encoder::new(base.tokenizer.clone(), text.chunk_tokens, text.overlap_tokens)?;
     let pipeline =
         TextPipeline::new(segmenter(config.user_dict.as_deref())?, encoder, text.ngram_buckets);
+    let sizes = HeadSizes {
+        n_types: taxonomy.type_codes().len(),
+        n_levels: taxonomy.levels.len(),
+        n_grounds: taxonomy.ground_codes().len(),
+    };
+    let heads = HeadSettings {
+        levels: sizes.n_levels,
+        grounds: taxonomy.ground_codes().codes().map(str::to_owned).collect(),
+    };
+    let mut learned = Learned::of(cases.iter().map(|it| it.text.as_str()));
+    if let Some(bundle) = &base.bundle {
+        learned = learned.and(&bundle.learned);
+    }
+    let mut start = base.weights.clone();
+    let earlier = base.same_questions(taxonomy.type_codes(), &heads, &text);
+    let prior = match earlier.filter(|_| !args.fresh) {
+        Some(bundle) => {
+            eprintln!("接着 {} 学（--fresh 则从头学起）", bundle.manifest.name);
+            Heads::copy(&mut start, &bundle.weights, base.config.hidden_size, sizes)?;
+            Some(Prior {
+                lexical: Lexical::load(&bundle.weights, text.ngram_buckets, sizes)?,
+                calibration: Calibration::from(&bundle.manifest.calibration),
+            })
+        }
+        None => {
+            Heads::start(&mut start, base.config.hidden_size, sizes, args.seed)?;
+            None
+        }
+    };
+    if prior.is_some() {
+        base.origin += ", its heads and n-grams too";
+    }
     let mut examples = cases
         .par_iter()
         .map(|it| example(it, &pipeline, &taxonomy))
         .collect::<anyhow::Result<Vec<_>>>()?;
-
-    fill_unlabelled_heads(&mut examples, taxonomy.ground_codes().len());
+    fill_unlabelled_heads(&mut examples, taxonomy.ground_codes().len(), prior.is_some());
     let texts: Vec<&str> = cases.iter().map(|it| it.text.as_str()).collect();
     let labels: Vec<usize> = examples.iter().map(|it| it.target.label).collect();
-    let (parts, split_kind) = split_cases(&cases, &texts, &labels, &args)?;
+    let (parts, split_kind) = split_cases(&cases, &texts, &labels, base.bundle.as_ref(), &args)?;
     eprintln!("留出 {} 条验证（{split_kind}）", parts.validation.len());
     ensure!(
         !parts.train.is_empty() && !parts.validation.is_empty(),
@@ -165,13 +209,6 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let pick = |part: &[usize]| part.iter().map(|&it| examples[it].clone()).collect::<Vec<_>>();
     let (train_part, validation_part) = (pick(&parts.train), pick(&parts.validation));
 
-    let sizes = HeadSizes {
-        n_types: taxonomy.type_codes().len(),
-        n_levels: taxonomy.levels.len(),
-        n_grounds: taxonomy.ground_codes().len(),
-    };
-    let mut start = base.weights;
-    Heads::start(&mut start, base.config.hidden_size, sizes, args.seed)?;
     let settings = Settings {
         epochs: args.epochs,
         learning_rate: args.learning_rate,
@@ -209,6 +246,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let mut console = Console { bar, n_cases, stop, checkpoint, loss: None, best: None };
     let task = Task {
         start: &start,
+        prior: prior.as_ref(),
         config: &base.config,
         sizes,
         train: &train_part,
@@ -227,10 +265,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
             name,
             version: args.version_name,
             text,
-            heads: HeadSettings {
-                levels: sizes.n_levels,
-                grounds: taxonomy.ground_codes().codes().map(str::to_owned).collect(),
-            },
+            heads,
             calibration: CalibrationSettings {
                 kind: calibration.kind,
                 type_bias: calibration.type_bias,
@@ -258,6 +293,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
         tokenizer: base.tokenizer,
         weights: trained.weights,
         metrics: serde_json::Value::Null,
+        learned,
         digest: String::new(),
     };
     let pipeline = Pipeline::from_bundle(
@@ -302,16 +338,26 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
             validation.as_slice(),
         ),
     };
-    let lexical = baseline(&train_cases, on_cases, &taxonomy, config)?;
+    let (lexical, lexical_outcomes) = baseline(&train_cases, on_cases, &taxonomy, config)?;
+    let mut gains = vec![Gain::over("词法基线", &lexical_outcomes, &evaluated.answers)];
     let before = compared(config, on_cases, |served| {
-        is_fair(served, &bundle.manifest.training, test_digest.as_deref())
+        let training = &served.manifest.training;
+        let knows = |it: &LabelledCase| served.learned.knows(it.text.as_str());
+        // Its own held-out cases taught it no more than they taught the new version.
+        is_fair(training, &bundle.manifest.training, test_digest.as_deref())
+            && (test.is_none() || !on_cases.iter().any(knows))
     })?;
+    if let Some(before) = &before {
+        let theirs: Vec<Outcome> = before.answers.iter().map(|it| it.0).collect();
+        gains.push(Gain::over("现行版本", &theirs, &evaluated.answers));
+    }
+    gains.iter().for_each(|it| eprintln!("{it}"));
     let overlap = test.as_deref().map_or(0, |it| n_near_copies(&train_cases, it));
     if overlap > 0 {
         eprintln!("test_overlap: 测试集有 {overlap} 条与训练案例雷同，数字偏好；请从测试集中去掉");
     }
     let mut others: Vec<(&str, &Report)> = Vec::new();
-    others.extend(before.iter().map(|it| ("现行版本", it)));
+    others.extend(before.iter().map(|it| ("现行版本", &it.report)));
     others.push(("词法基线", &lexical));
     let mistakes = mistakes(&pipeline, on_cases, &evaluated.answers);
     let mut page = Page {
@@ -322,6 +368,7 @@ pub fn run(args: TrainArgs, config: &Config) -> anyhow::Result<ExitCode> {
     };
     // The pipeline was made before the bundle had its digest.
     page.model[2] = &digest;
+    page.notes.extend(gains.iter().map(Gain::to_string));
     let training = &bundle.manifest.training;
     page.notes.push(format!(
         "训练 {} 条，留出 {} 条（{}）；拆分 {}，数据 {}",
@@ -369,6 +416,7 @@ fn split_cases(
     cases: &[LabelledCase],
     texts: &[&str],
     labels: &[usize],
+    base: Option<&Bundle>,
     args: &TrainArgs,
 ) -> anyhow::Result<(Split, String)> {
     let share = args.validation_share;
@@ -380,7 +428,8 @@ fn split_cases(
     let n_undated = cases.len() - days.len();
     ensure!(
         args.split != SplitBy::Time || n_undated == 0,
-        "undated_cases: {n_undated} of {} cases have no date (`triage check` names wrong ones): date          them all, or say --split random",
+        "undated_cases: {n_undated} of {} cases have no date (`triage check` names wrong ones): date \
+         them all, or say --split random",
         cases.len()
     );
     let is_spread = days.iter().min() < days.iter().max();
@@ -389,23 +438,79 @@ fn split_cases(
         SplitBy::Auto => n_undated == 0 && is_spread,
         SplitBy::Random => false,
     };
+    // What was chosen by difficulty teaches, but measures nothing; nor does what says nearly the same.
+    let measuring = measuring(cases, texts);
+    let n_taught_only = cases.len() - measuring.len();
+    if n_taught_only > 0 {
+        eprintln!("{n_taught_only} 条为挑选所得（selected 不是 random），只用于训练，不留出");
+    }
+    ensure!(
+        !measuring.is_empty(),
+        "no_fair_cases: every case was chosen by `triage select`, so none can be held out to measure; add \
+         those it chose at random"
+    );
+    // As many as of all cases, but most of the new ones are left to learn from.
+    let most = 0.2_f64.max(share);
+    let (measuring, most) = match new_to(base, &measuring, texts) {
+        Some(new) => (new, most),
+        None => (measuring, 0.5_f64.max(share)),
+    };
+    let share = (share * cases.len() as f64 / measuring.len() as f64).min(most);
+    let texts: Vec<&str> = measuring.iter().map(|&it| texts[it]).collect();
+    let of_all = |it: Split| {
+        let validation: Vec<usize> = it.validation.iter().map(|&it| measuring[it]).collect();
+        let train = (0..cases.len()).filter(|it| validation.binary_search(it).is_err()).collect();
+        Split { train, validation }
+    };
     if !by_time {
         if args.split == SplitBy::Auto && !days.is_empty() && n_undated > 0 {
             eprintln!("{n_undated} 条没有日期，不能按时间拆分，改为随机");
         }
-        return Ok((split(texts, labels, share, args.seed), format!("random, seed {}", args.seed)));
+        let labels: Vec<usize> = measuring.iter().map(|&it| labels[it]).collect();
+        let parts = of_all(split(&texts, &labels, share, args.seed));
+        return Ok((parts, format!("random, seed {}", args.seed)));
     }
-    let parts = split_by_time(texts, &days, share);
+    let measuring_days: Vec<_> = measuring.iter().map(|&it| days[it]).collect();
+    let parts = of_all(split_by_time(&texts, &measuring_days, share));
     let first = parts.validation.iter().map(|&it| days[it]).min();
     let missing = labels
         .iter()
         .filter(|&&label| !parts.validation.iter().any(|&it| labels[it] == label))
-        .collect::<std::collections::BTreeSet<_>>()
+        .collect::<BTreeSet<_>>()
         .len();
     if missing > 0 {
         eprintln!("最新的案例里缺 {missing} 个类型：它们没有验证数字；可加大 --validation-share");
     }
     Ok((parts, format!("by time, from {}", first.map_or(String::new(), |it| it.to_string()))))
+}
+
+/// Cases that may be held out: nobody chose them, nor any that says nearly the same.
+fn measuring(cases: &[LabelledCase], texts: &[&str]) -> Vec<usize> {
+    if cases.iter().all(|it| !it.is_handpicked) {
+        return (0..cases.len()).collect();
+    }
+    let groups = near_duplicate_groups(texts);
+    let picked: BTreeSet<usize> =
+        groups.iter().zip(cases).filter(|it| it.1.is_handpicked).map(|it| *it.0).collect();
+    (0..cases.len()).filter(|&it| !picked.contains(&groups[it])).collect()
+}
+
+/// Those of `measuring` that the base has not learned from, where there are enough of them to measure by.
+fn new_to(base: Option<&Bundle>, measuring: &[usize], texts: &[&str]) -> Option<Vec<usize>> {
+    const FEWEST: usize = 50;
+    let base = base?;
+    let (known, new): (Vec<usize>, Vec<usize>) =
+        measuring.iter().partition(|&&it| base.learned.knows(texts[it]));
+    if known.is_empty() {
+        return None;
+    }
+    let n = known.len();
+    if new.len() < FEWEST {
+        eprintln!("{n} 条是起点模型学过的，验证数字偏好；请用 --test 另给一份案例");
+        return None;
+    }
+    eprintln!("{n} 条是起点模型学过的，只用于训练，不留出");
+    Some(new)
 }
 
 /// Whether another version's figures on the cases measured here may stand beside ours: not when it may
@@ -425,26 +530,14 @@ fn n_near_copies(train: &[LabelledCase], test: &[LabelledCase]) -> usize {
     groups[train.len()..].iter().filter(|&&leader| leader < train.len()).count()
 }
 
-/// A taxonomy of the labels that occur; what the built-in one explains of them stays explained.
-fn of_labels(taxonomy: Taxonomy, cases: &[LabelledCase]) -> anyhow::Result<Taxonomy> {
-    let types = LabelSet::new(labels_of(cases))?;
-    ensure!(
-        types.len() >= 2,
-        "one_label: every case has the label `{}`; a model needs two labels or more",
-        types.code(0)
-    );
-    let grounds = taxonomy.ground_codes().clone();
-    Ok(taxonomy.for_labels(&types, &grounds))
-}
-
-/// The figures of the version served until now on the same cases; none when they would be unfair, when it
+/// What the version served until now makes of the same cases; none when they would be unfair, when it
 /// has other types, or when it cannot be used.
 fn compared(
     config: &Config,
     cases: &[LabelledCase],
-    is_fair: impl Fn(&TrainingRecord) -> bool,
-) -> anyhow::Result<Option<Report>> {
-    if Bundle::load(&config.model).is_ok_and(|it| !is_fair(&it.manifest.training)) {
+    is_fair: impl Fn(&Bundle) -> bool,
+) -> anyhow::Result<Option<Evaluated>> {
+    if Bundle::load(&config.model).is_ok_and(|it| !is_fair(&it)) {
         eprintln!(
             "different_split: 现行版本可能学过这里的案例，未与它比较；用 --test 给出双方都没学过的案例"
         );
@@ -462,7 +555,7 @@ fn compared(
     if !cases.iter().all(knows) {
         return Ok(None);
     }
-    Ok(Some(evaluate(&served, cases)?.report))
+    Ok(Some(evaluate(&served, cases)?))
 }
 
 fn example(
@@ -502,9 +595,39 @@ fn name_candidate(dir: &Path, digest: &str, config: &Config) -> anyhow::Result<(
     Ok(())
 }
 
-/// A head that no case teaches would stay random and the trainer refuses it: it learns to say "routine".
-fn fill_unlabelled_heads(examples: &mut [Example], n_grounds: usize) {
-    if examples.iter().all(|it| it.target.level.is_none()) {
+/// Says which labels have too few cases to be learned.
+///
+/// # Errors
+/// When all cases have one label: such a model would say the same of everything.
+fn enough_of_each(cases: &[LabelledCase], taxonomy: &Taxonomy) -> anyhow::Result<()> {
+    let counts: Vec<(&str, usize)> = (taxonomy.type_codes().codes())
+        .map(|code| (code, cases.iter().filter(|it| it.label == code).count()))
+        .collect();
+    let used: Vec<&str> = counts.iter().filter(|it| it.1 > 0).map(|it| it.0).collect();
+    ensure!(
+        used.len() >= 2,
+        "one_label: every case has the label `{}`; a model needs two labels or more",
+        used.join(", ")
+    );
+    for (code, n) in counts.iter().filter(|it| it.1 < MIN_CASES_PER_LABEL) {
+        eprintln!(
+            "few_cases: {code} 只有 {n} 条，学不会；请再标一些（至少 {MIN_CASES_PER_LABEL} 条）"
+        );
+    }
+    Ok(())
+}
+
+/// A head that no case teaches and no version taught before would stay random and the trainer refuses it:
+/// it learns to say "routine".
+fn fill_unlabelled_heads(examples: &mut [Example], n_grounds: usize, has_prior: bool) {
+    let has_levels = examples.iter().any(|it| it.target.level.is_some());
+    if has_prior {
+        if !has_levels {
+            eprintln!("案例都没有敏感级别：沿用起点模型的判断");
+        }
+        return;
+    }
+    if !has_levels {
         eprintln!("案例都没有敏感级别：模型一律给 0 级");
         examples.iter_mut().for_each(|it| it.target.level = Some(0));
     }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::metrics::{self, Bin};
+use super::metrics::{self, Bin, LabelScores};
 use super::report::{N_BINS, Outcome};
 
-/// Slices with fewer cases say nothing.
+/// Slices, and types within a slice, with fewer cases say nothing.
 const MIN_SLICE: usize = 5;
 /// Points of a curve.
 const N_POINTS: usize = 40;
@@ -80,8 +80,8 @@ pub struct Slice {
     pub n: usize,
     /// Share of types predicted right.
     pub accuracy: f64,
-    /// Mean F1 over the types that occur.
-    pub macro_f1: f64,
+    /// Mean F1 over the types with cases enough here; none when no type has.
+    pub macro_f1: Option<f64>,
 }
 
 impl Details {
@@ -173,7 +173,7 @@ fn slices(cases: &[(Outcome, Detail)], n_types: usize) -> Vec<Slice> {
             value: value.to_owned(),
             n: outcomes.len(),
             accuracy: metrics::accuracy(&truth, &predicted)?,
-            macro_f1: metrics::macro_f1(&truth, &predicted, n_types)?,
+            macro_f1: mean_f1(&metrics::label_scores(&truth, &predicted, n_types)),
         })
     };
     let mut kept: Vec<_> = members.into_iter().filter(|it| it.1.len() >= MIN_SLICE).collect();
@@ -183,6 +183,11 @@ fn slices(cases: &[(Outcome, Detail)], n_types: usize) -> Vec<Slice> {
         (*kind, value[..n_digits].parse::<u64>().unwrap_or(u64::MAX))
     });
     kept.into_iter().filter_map(slice).collect()
+}
+
+/// A type with one case in a slice would weigh as much as one with hundreds.
+fn mean_f1(scores: &[LabelScores]) -> Option<f64> {
+    metrics::mean(scores.iter().filter(|it| it.support >= MIN_SLICE).map(|it| it.f1))
 }
 
 #[cfg(test)]
@@ -231,6 +236,14 @@ mod tests {
         assert_eq!(details.grounds[0].support, 6);
         assert!(details.grounds[0].average_precision.unwrap() < 1.0);
         assert_eq!(details.reliability.iter().map(|it| it.n).sum::<usize>(), 16);
+    }
+
+    #[test]
+    fn a_type_with_few_cases_has_no_say_in_its_slice() {
+        let truth = [0, 0, 0, 0, 0, 1];
+        let of = |predicted: &[usize]| mean_f1(&metrics::label_scores(&truth, predicted, 3));
+        assert_eq!(of(&[0, 0, 0, 0, 0, 2]), Some(1.0));
+        assert_eq!(mean_f1(&metrics::label_scores(&truth[4..], &[0, 1], 3)), None);
     }
 
     #[test]

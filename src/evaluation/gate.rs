@@ -13,8 +13,8 @@ pub struct Assessment {
     pub cases_digest: String,
     /// `sha256:…` of the suite.
     pub suite_digest: String,
-    /// Digest of the cases the version was trained on.
-    pub training_digest: String,
+    /// How many of the cases the version has learned from.
+    pub n_learned: usize,
     /// Quality on the cases.
     pub report: Report,
     /// What became of harsh but legitimate criticism.
@@ -36,6 +36,10 @@ pub struct Margins {
     pub criticism: f64,
     /// Most gain of the calibration error.
     pub ece: f64,
+    /// Most loss of the sensitivity level's kappa; none asks for none, for cases without levels.
+    pub level_kappa: Option<f64>,
+    /// Least macro-F1 of a version with other types than production's, which nothing can be compared with.
+    pub min_macro_f1: f64,
 }
 
 impl Default for Margins {
@@ -47,6 +51,8 @@ impl Default for Margins {
             max_false_accusation_upper: 0.05,
             criticism: 0.0,
             ece: 0.02,
+            level_kappa: Some(0.05),
+            min_macro_f1: 0.5,
         }
     }
 }
@@ -108,17 +114,18 @@ pub enum Incomparable {
     },
     /// The cases taught one of the two.
     #[error(
-        "trained_on_cases: the {who} was trained on these very cases ({digest}), so its figures would flatter; give a held-out file"
+        "trained_on_cases: the {who} has learned from {n} of these cases, so its figures would flatter; give held-out ones"
     )]
     TrainedOn {
         /// `candidate` or `production`.
         who: &'static str,
-        /// The digest.
-        digest: String,
+        /// How many.
+        n: usize,
     },
     /// Other types.
     #[error(
-        "different_types: production and candidate have different types; serve the candidate with --model instead"
+        "different_types: production and candidate have different types and cannot be compared; with --other-labels \
+         the candidate is judged by itself"
     )]
     Types,
 }
@@ -133,6 +140,9 @@ pub fn gates(
     margins: &Margins,
 ) -> Result<Vec<Gate>, Incomparable> {
     comparable(production, candidate)?;
+    if codes(production) != codes(candidate) {
+        return Err(Incomparable::Types);
+    }
     let (old, new) = (&production.report, &candidate.report);
     let mut gates = Vec::new();
     for (old, new) in old.types.iter().zip(&new.types) {
@@ -150,9 +160,7 @@ pub fn gates(
         let value = |it: &Report| it.false_accusation_rate.map(|it| it.value);
         let limit = value(old).map(|it| it + margins.false_accusation);
         gates.push(at_most("false_accusation_rate".into(), value(old), value(new), limit));
-        let upper = |it: &Report| it.false_accusation_upper;
-        let limit = Some(margins.max_false_accusation_upper);
-        gates.push(at_most("false_accusation_upper".into(), upper(old), upper(new), limit));
+        gates.push(false_accusation_upper(Some(old), new, margins));
         type Share = fn(&Protection) -> Option<f64>;
         let shares: [(&str, Share); 2] = [
             ("criticism_accused", Protection::accused_share),
@@ -163,10 +171,47 @@ pub fn gates(
             gates.push(at_most(name.into(), old, new, old.map(|it| it + margins.criticism)));
         }
     }
+    if let Some(margin) = margins.level_kappa {
+        let value = |it: &Report| it.level_kappa.map(|it| it.value);
+        let limit = value(old).map(|it| it - margin);
+        gates.push(at_least("level_kappa".into(), value(old), value(new), limit));
+    }
     let value = |it: &Report| it.type_ece.map(|it| it.value);
     let limit = value(old).map(|it| it + margins.ece);
     gates.push(at_most("type_ece".into(), value(old), value(new), limit));
     Ok(gates)
+}
+
+/// The gates of a candidate with other types than production's: what it must reach by itself.
+///
+/// # Errors
+/// [`Incomparable::TrainedOn`].
+pub fn gates_alone(candidate: &Assessment, margins: &Margins) -> Result<Vec<Gate>, Incomparable> {
+    not_learned("candidate", candidate)?;
+    let new = &candidate.report;
+    let macro_f1 = new.macro_f1.map(|it| it.value);
+    let mut gates = vec![at_least("macro_f1".into(), None, macro_f1, Some(margins.min_macro_f1))];
+    if new.types.iter().any(|it| it.code == "disputed_claim") {
+        gates.push(false_accusation_upper(None, new, margins));
+    }
+    Ok(gates)
+}
+
+fn false_accusation_upper(old: Option<&Report>, new: &Report, margins: &Margins) -> Gate {
+    let old = old.and_then(|it| it.false_accusation_upper);
+    let limit = Some(margins.max_false_accusation_upper);
+    at_most("false_accusation_upper".into(), old, new.false_accusation_upper, limit)
+}
+
+fn codes(it: &Assessment) -> Vec<&str> {
+    it.report.types.iter().map(|it| it.code.as_str()).collect()
+}
+
+fn not_learned(who: &'static str, it: &Assessment) -> Result<(), Incomparable> {
+    match it.n_learned {
+        0 => Ok(()),
+        n => Err(Incomparable::TrainedOn { who, n }),
+    }
 }
 
 fn comparable(production: &Assessment, candidate: &Assessment) -> Result<(), Incomparable> {
@@ -179,18 +224,8 @@ fn comparable(production: &Assessment, candidate: &Assessment) -> Result<(), Inc
     if a != b {
         return Err(Incomparable::Suite { production: a, candidate: b });
     }
-    for (who, it) in [("candidate", candidate), ("production", production)] {
-        if it.training_digest == it.cases_digest {
-            return Err(Incomparable::TrainedOn { who, digest: it.cases_digest.clone() });
-        }
-    }
-    let codes = |it: &Assessment| -> Vec<String> {
-        it.report.types.iter().map(|it| it.code.clone()).collect()
-    };
-    if codes(production) != codes(candidate) {
-        return Err(Incomparable::Types);
-    }
-    Ok(())
+    not_learned("candidate", candidate)?;
+    not_learned("production", production)
 }
 
 fn at_least(
@@ -255,14 +290,14 @@ mod tests {
                     predicted,
                     confidence: 1.0,
                     set: None,
-                    levels: None,
+                    levels: Some((label % 4, label % 4)),
                 });
             }
         }
         Assessment {
             cases_digest: "sha256:c".into(),
             suite_digest: "sha256:s".into(),
-            training_digest: "sha256:t".into(),
+            n_learned: 0,
             report: Report::new(&outcomes, &types, 4),
             protection: Protection {
                 n: 50,
@@ -308,13 +343,35 @@ mod tests {
     }
 
     #[test]
+    fn other_types_are_judged_by_themselves() {
+        let mut other = assessment(&[(0, 5, 4)], 1);
+        for (idx, it) in other.report.types.iter_mut().enumerate() {
+            it.code = idx.to_string();
+        }
+        let refused = gates(&assessment(&[], 0), &other, &Margins::default()).unwrap_err();
+        assert_eq!(refused, Incomparable::Types);
+        let alone = |it: &Assessment, min_macro_f1| {
+            gates_alone(it, &Margins { min_macro_f1, ..Margins::default() }).unwrap()
+        };
+        assert!(alone(&other, 0.9).iter().all(|it| it.passed));
+        assert!(!alone(&other, 0.999)[0].passed);
+        // Types that accuse keep the bound.
+        let accusing = assessment(&[(0, 4, 30)], 1);
+        assert!(alone(&accusing, 0.5).iter().any(|it| !it.passed));
+        other.n_learned = 1;
+        assert!(gates_alone(&other, &Margins::default()).is_err());
+    }
+
+    #[test]
     fn what_is_not_known_fails() {
         let good = assessment(&[], 0);
         let mut blind = good.clone();
         blind.report.types[2].support = 0;
         blind.report.type_ece = None;
+        blind.report.level_kappa = None;
         blind.protection.n = 0;
-        let expected = ["f1.sensitive", "criticism_accused", "criticism_level", "type_ece"];
+        let expected =
+            ["f1.sensitive", "criticism_accused", "criticism_level", "level_kappa", "type_ece"];
         assert_eq!(failed(&good, &blind), expected);
     }
 
@@ -330,7 +387,7 @@ mod tests {
         let cases: [(Change, &str); 4] = [
             (|it| it.cases_digest = "x".into(), "different_cases"),
             (|it| it.suite_digest = "x".into(), "different_suite"),
-            (|it| it.training_digest = "sha256:c".into(), "trained_on_cases: the candidate"),
+            (|it| it.n_learned = 3, "trained_on_cases: the candidate has learned from 3"),
             (|it| it.report.types[0].code = "x".into(), "different_types"),
         ];
         for (change, expected) in cases {

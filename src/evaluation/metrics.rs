@@ -51,15 +51,20 @@ pub fn label_scores(truth: &[usize], predicted: &[usize], n_labels: usize) -> Ve
         .collect()
 }
 
-/// Mean F1 over the labels that occur in the truth or the predictions; none without cases.
+/// Mean F1 over the labels that have true cases, whatever is predicted: two models on the same cases are
+/// judged on the same labels. None without cases.
 ///
 /// # Panics
 /// As [`confusion_matrix`].
 pub fn macro_f1(truth: &[usize], predicted: &[usize], n_labels: usize) -> Option<f64> {
-    let occurs = |label: &usize| truth.contains(label) || predicted.contains(label);
     let scores = label_scores(truth, predicted, n_labels);
-    let present: Vec<f64> = (0..n_labels).filter(occurs).map(|it| scores[it].f1).collect();
-    (!present.is_empty()).then(|| present.iter().sum::<f64>() / present.len() as f64)
+    mean(scores.iter().filter(|it| it.support > 0).map(|it| it.f1))
+}
+
+/// The mean; none of nothing.
+pub(super) fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (total, n) = values.fold((0.0, 0), |(total, n), it| (total + it, n + 1));
+    (n > 0).then(|| total / f64::from(n))
 }
 
 /// Share of cases predicted right; none without cases.
@@ -224,8 +229,9 @@ mod tests {
         assert_near(Some(scores[0].f1), 0.8);
         assert_near(Some(scores[1].precision), 0.5);
         assert_near(Some(scores[2].recall), 1.0);
-        // Label 3 never occurs and is left out.
+        // Label 3 never occurs and is left out; so is one that is only predicted.
         assert_near(macro_f1(&truth, &predicted, 4), (0.8 + 0.5 + 2.0 / 3.0) / 3.0);
+        assert_near(macro_f1(&[0, 0, 0], &[0, 0, 1], 2), 0.8);
         assert_near(accuracy(&truth, &predicted), 4.0 / 6.0);
         assert_near(false_accusation_rate(&truth, &predicted, &[0, 2], 1), 0.25);
     }

@@ -1,6 +1,6 @@
 //! The quality table of one model on one set of cases, with bootstrap intervals.
 //!
-//! Source of the intervals: Efron 1979, percentile bootstrap over cases.
+//! Source of the intervals: Efron 1979, percentile bootstrap over cases; of differences, the same over pairs.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -70,7 +70,7 @@ pub struct Report {
     pub n_cases: usize,
     /// Share of types predicted right.
     pub accuracy: Option<Estimate>,
-    /// Mean F1 over the types.
+    /// Mean F1 over the types that have cases.
     pub macro_f1: Option<Estimate>,
     /// Share of true emergencies that were called so.
     pub emergency_recall: Option<Estimate>,
@@ -101,17 +101,6 @@ impl Report {
         let emergency = types.index_of("emergency");
         let disputed = types.index_of(ACCUSED);
         let protected: Vec<usize> = PROTECTED.iter().filter_map(|it| types.index_of(it)).collect();
-        let columns = |sample: &[&Outcome]| -> (Vec<usize>, Vec<usize>) {
-            sample.iter().map(|it| (it.label, it.predicted)).unzip()
-        };
-        let accuracy = |sample: &[&Outcome]| {
-            let (truth, predicted) = columns(sample);
-            metrics::accuracy(&truth, &predicted)
-        };
-        let macro_f1 = |sample: &[&Outcome]| {
-            let (truth, predicted) = columns(sample);
-            metrics::macro_f1(&truth, &predicted, types.len())
-        };
         let emergency_recall = |sample: &[&Outcome]| {
             let (truth, predicted) = columns(sample);
             let scores = metrics::label_scores(&truth, &predicted, types.len());
@@ -120,11 +109,6 @@ impl Report {
         let false_accusation = |sample: &[&Outcome]| {
             let (truth, predicted) = columns(sample);
             metrics::false_accusation_rate(&truth, &predicted, &protected, disputed?)
-        };
-        let kappa = |sample: &[&Outcome]| {
-            let (truth, predicted): (Vec<_>, Vec<_>) =
-                sample.iter().filter_map(|it| it.levels).unzip();
-            metrics::quadratic_weighted_kappa(&truth, &predicted, n_levels)
         };
         let ece = |sample: &[&Outcome]| {
             let scored: Vec<(f32, bool)> =
@@ -144,13 +128,13 @@ impl Report {
         Self {
             n_cases: outcomes.len(),
             accuracy: estimate(&all, accuracy),
-            macro_f1: estimate(&all, macro_f1),
+            macro_f1: estimate(&all, macro_f1(&all, types.len())),
             emergency_recall: estimate(&all, emergency_recall),
             false_accusation_rate: estimate(&all, false_accusation),
             false_accusation_upper: accusations
                 .filter(|it| it.1 > 0)
                 .map(|(k, n)| metrics::clopper_pearson_upper(k, n, ALPHA)),
-            level_kappa: estimate(&all, kappa),
+            level_kappa: estimate(&all, |it| level_kappa(it, n_levels)),
             type_ece: estimate(&all, ece),
             set_coverage: mean(sets.iter().filter(|it| it.1).count()),
             mean_set_size: mean(sets.iter().map(|it| it.0).sum()),
@@ -209,14 +193,78 @@ fn type_intervals(all: &[&Outcome], n_types: usize) -> Vec<Option<[[f64; 2]; 3]>
     values.into_iter().map(|[a, b, c]| Some([interval(a)?, interval(b)?, interval(c)?])).collect()
 }
 
-fn estimate(all: &[&Outcome], figure: impl Fn(&[&Outcome]) -> Option<f64>) -> Option<Estimate> {
+/// How much more a model reaches than another on the same cases, with the interval of that difference: each
+/// resample holds the same cases for both (paired bootstrap). Names as in [`Report::figures`].
+///
+/// # Panics
+/// When the two were not asked the same cases.
+pub fn differences(ours: &[Outcome], theirs: &[Outcome]) -> [(&'static str, Option<Estimate>); 3] {
+    assert_eq!(ours.len(), theirs.len(), "the same cases");
+    // The two may know different types: only those that occur count.
+    let all = || ours.iter().chain(theirs);
+    let n_types = all().map(|it| it.label.max(it.predicted) + 1).max().unwrap_or(0);
+    let n_levels = all().filter_map(|it| it.levels).map(|(a, b)| a.max(b) + 1).max().unwrap_or(0);
+    let pairs: Vec<(&Outcome, &Outcome)> = ours.iter().zip(theirs).collect();
+    let f1_of = |all: &[Outcome]| macro_f1(&all.iter().collect::<Vec<_>>(), n_types);
+    let kappa = |sample: &[&Outcome]| level_kappa(sample, n_levels);
+    [
+        ("macro_f1", difference(&pairs, f1_of(ours), f1_of(theirs))),
+        ("accuracy", difference(&pairs, accuracy, accuracy)),
+        ("level_kappa", difference(&pairs, kappa, kappa)),
+    ]
+}
+
+fn difference(
+    pairs: &[(&Outcome, &Outcome)],
+    of_ours: impl Fn(&[&Outcome]) -> Option<f64>,
+    of_theirs: impl Fn(&[&Outcome]) -> Option<f64>,
+) -> Option<Estimate> {
+    estimate(pairs, |sample| {
+        let (ours, theirs): (Vec<_>, Vec<_>) = sample.iter().copied().unzip();
+        Some(of_ours(&ours)? - of_theirs(&theirs)?)
+    })
+}
+
+/// True and predicted types.
+fn columns(sample: &[&Outcome]) -> (Vec<usize>, Vec<usize>) {
+    sample.iter().map(|it| (it.label, it.predicted)).unzip()
+}
+
+fn accuracy(sample: &[&Outcome]) -> Option<f64> {
+    let (truth, predicted) = columns(sample);
+    metrics::accuracy(&truth, &predicted)
+}
+
+/// Macro-F1 on resamples of `whole`, always over the types that have cases in `whole`.
+///
+/// A resample that drew none of a type says nothing about it, so the type keeps its F1 of `whole`. With 0
+/// instead, types of one case (missing from a third of the resamples) would push the interval below its
+/// estimate; without those resamples, a dozen such types would leave hardly any.
+fn macro_f1(whole: &[&Outcome], n_types: usize) -> impl Fn(&[&Outcome]) -> Option<f64> + use<> {
+    let scores = move |sample: &[&Outcome]| {
+        let (truth, predicted) = columns(sample);
+        metrics::label_scores(&truth, &predicted, n_types)
+    };
+    let of_whole = scores(whole);
+    move |sample| {
+        let drawn = scores(sample);
+        let counted = of_whole.iter().zip(&drawn).filter(|it| it.0.support > 0);
+        metrics::mean(counted.map(|(it, drawn)| if drawn.support > 0 { drawn.f1 } else { it.f1 }))
+    }
+}
+
+fn level_kappa(sample: &[&Outcome], n_levels: usize) -> Option<f64> {
+    let (truth, predicted): (Vec<_>, Vec<_>) = sample.iter().filter_map(|it| it.levels).unzip();
+    metrics::quadratic_weighted_kappa(&truth, &predicted, n_levels)
+}
+
+fn estimate<T: Copy>(all: &[T], figure: impl Fn(&[T]) -> Option<f64>) -> Option<Estimate> {
     let value = figure(all)?;
     // The same seed for every figure and model: their resamples are the same cases.
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut values: Vec<f64> = (0..N_RESAMPLES)
         .filter_map(|_| {
-            let sample: Vec<&Outcome> =
-                all.iter().map(|_| all[rng.random_range(0..all.len())]).collect();
+            let sample: Vec<T> = all.iter().map(|_| all[rng.random_range(0..all.len())]).collect();
             figure(&sample)
         })
         .collect();
@@ -266,6 +314,45 @@ mod tests {
             let Estimate { value, low, high } = figure.unwrap();
             assert!(low < high && low <= value && value <= high, "{name}: {low} {value} {high}");
         }
+    }
+
+    #[test]
+    fn a_difference_is_surer_than_its_parts() {
+        // Half right; the other model is wrong on one case in ten more, and on the same cases otherwise.
+        let ours: Vec<Outcome> = (0..200).map(|it| outcome(0, it % 2)).collect();
+        let theirs: Vec<Outcome> =
+            (0..200).map(|it| outcome(0, if it % 10 == 0 { 1 } else { it % 2 })).collect();
+        let [macro_f1, (_, accuracy), kappa] = differences(&ours, &theirs);
+        assert_eq!((macro_f1.0, kappa.0), ("macro_f1", "level_kappa"));
+        let Estimate { value, low, high } = accuracy.unwrap();
+        assert!((value - 0.1).abs() < 1e-9 && low > 0.05 && high < 0.15, "{low} {value} {high}");
+        let [_, (_, itself), _] = differences(&ours, &ours);
+        assert_eq!(itself, Some(Estimate { value: 0.0, low: 0.0, high: 0.0 }));
+        let none = differences(&[], &[]);
+        assert!(none.iter().all(|it| it.1.is_none()));
+    }
+
+    #[test]
+    fn macro_f1_and_its_interval_are_over_the_same_types() {
+        let types = LabelSet::new(["a", "b", "c", "d"]).unwrap();
+        let macro_f1 = |outcomes: &[Outcome]| Report::new(outcomes, &types, 4).macro_f1.unwrap();
+        let repeated = |pairs: &[((usize, usize), usize)]| -> Vec<Outcome> {
+            let copies = |&((a, b), n): &((usize, usize), usize)| vec![outcome(a, b); n];
+            pairs.iter().flat_map(copies).collect()
+        };
+        // One type and two stray answers, as in a file of one type: no resample may do without the strays' type.
+        let Estimate { value, low, high } = macro_f1(&repeated(&[((0, 0), 58), ((0, 1), 2)]));
+        assert!((value - 116.0 / 118.0).abs() < 1e-9 && high <= 1.0, "{value} {high}");
+        assert!(low < value && value < high && low > 0.9, "{low} {value} {high}");
+        // A type whose only case is missed stays in every resample: its F1 of 0 caps them all.
+        let missed = repeated(&[((0, 0), 30), ((1, 1), 30), ((2, 0), 1)]);
+        let Estimate { value, low, high } = macro_f1(&missed);
+        assert!(high <= 2.0 / 3.0 + 1e-9 && low < value && value < high, "{low} {value} {high}");
+        // Rare types that are right: no resample lacks them, and none is worse.
+        let rare = repeated(&[((0, 0), 40), ((1, 1), 1), ((2, 2), 1), ((3, 3), 1)]);
+        assert_eq!(macro_f1(&rare), Estimate { value: 1.0, low: 1.0, high: 1.0 });
+        let [(_, gain), ..] = differences(&rare, &rare);
+        assert_eq!(gain, Some(Estimate { value: 0.0, low: 0.0, high: 0.0 }));
     }
 
     #[test]

@@ -6,9 +6,13 @@ use std::path::Path;
 use candle_transformers::models::bert::Config;
 use tokenizers::Tokenizer;
 
-use super::bundle::{BundleError, CONFIG, TOKENIZER, WEIGHTS, content, read, sha256};
+use super::bundle::{
+    Bundle, BundleError, CONFIG, HeadSettings, MANIFEST, TOKENIZER, TextSettings, WEIGHTS, content,
+    read, sha256,
+};
 use super::config;
 use super::weights::Weights;
+use crate::domain::label::LabelSet;
 
 /// The encoder to start from.
 pub struct Base {
@@ -20,6 +24,8 @@ pub struct Base {
     pub weights: Weights,
     /// Name of the directory, how many tensors came from it, and the digest of their file.
     pub origin: String,
+    /// The whole bundle, when the directory is one.
+    pub bundle: Option<Bundle>,
 }
 
 impl Base {
@@ -27,7 +33,7 @@ impl Base {
     ///
     /// # Errors
     /// [`BundleError`], naming the file; a tensor of another shape than `config.json` asks for is
-    /// refused.
+    /// refused, and so is a damaged bundle.
     pub fn load(dir: &Path, seed: u64) -> Result<Self, BundleError> {
         let path = |name| dir.join(name);
         let json = serde_json::from_slice(&read(&path(CONFIG))?)
@@ -43,9 +49,11 @@ impl Base {
         }
         let mut weights =
             Weights::random_encoder(&config, seed).map_err(|it| content(&path(CONFIG), it))?;
+        let bundle = path(MANIFEST).exists().then(|| Bundle::load(dir)).transpose()?;
         let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !path(WEIGHTS).exists() {
-            return Ok(Self { config, tokenizer, weights, origin: format!("{name}: random") });
+            let origin = format!("{name}: random");
+            return Ok(Self { config, tokenizer, weights, origin, bundle });
         }
         let bytes = read(&path(WEIGHTS))?;
         let fail = |it| content(&path(WEIGHTS), it);
@@ -61,7 +69,20 @@ impl Base {
             }
         }
         let origin = format!("{name}: {n_given} of {} tensors, {}", names.len(), sha256(&bytes));
-        Ok(Self { config, tokenizer, weights, origin })
+        Ok(Self { config, tokenizer, weights, origin, bundle })
+    }
+
+    /// The bundle, when it answers the very questions asked here of texts prepared in the very same way: then
+    /// its heads and its lexical half can be gone on from.
+    pub fn same_questions(
+        &self,
+        types: &LabelSet,
+        heads: &HeadSettings,
+        text: &TextSettings,
+    ) -> Option<&Bundle> {
+        self.bundle.as_ref().filter(|it| {
+            &it.types == types && &it.manifest.heads == heads && &it.manifest.text == text
+        })
     }
 }
 
@@ -78,10 +99,15 @@ mod tests {
         bundle.save(&dir, "").unwrap();
         let base = Base::load(&dir, 7).unwrap();
         assert!(base.weights.iter().all(|it| it.0.starts_with("bert.")));
+        let (heads, text) = (&bundle.manifest.heads, &bundle.manifest.text);
+        assert!(base.same_questions(&bundle.types, heads, text).is_some());
+        let others = LabelSet::new(["a", "b"]).unwrap();
+        assert!(base.same_questions(&others, heads, text).is_none());
         let name = "bert.embeddings.word_embeddings.weight";
         let mut few = Weights::default();
         let given = base.weights.iter().find(|it| it.0 == name).unwrap().1.clone();
         few.insert(name, given.clone());
+        std::fs::remove_file(dir.join(MANIFEST)).unwrap(); // Else it would be a damaged bundle.
         std::fs::write(dir.join(WEIGHTS), few.to_bytes(candle_core::DType::F32).unwrap()).unwrap();
         let partial = Base::load(&dir, 7).unwrap();
         let same = |it: &Base, name: &str| {

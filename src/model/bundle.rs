@@ -14,6 +14,7 @@ use tokenizers::Tokenizer;
 use super::calibration::{Calibration, Mix};
 use super::config;
 use super::heads::{HeadSizes, Heads};
+use super::learned::Learned;
 use super::lexical::Lexical;
 use super::weights::Weights;
 use crate::domain::label::{InvalidLabelSet, LabelSet};
@@ -22,11 +23,13 @@ use crate::text::vocabulary::tokenizer_from;
 /// The bundle format this binary reads and writes.
 pub const FORMAT: u32 = 2;
 
-const MANIFEST: &str = "bundle.toml";
+pub(super) const MANIFEST: &str = "bundle.toml";
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 pub(super) const WEIGHTS: &str = "model.safetensors";
 const METRICS: &str = "metrics.json";
+/// Beside the others where the version says what it learned from.
+const LEARNED: &str = "learned.bin";
 const CARD: &str = "README.md";
 /// Files whose digests the manifest holds.
 const DIGESTED: [&str; 4] = [CONFIG, TOKENIZER, WEIGHTS, METRICS];
@@ -46,6 +49,8 @@ pub struct Bundle {
     pub weights: Weights,
     /// `metrics.json`, as written by the evaluation of this version.
     pub metrics: serde_json::Value,
+    /// `learned.bin`: the texts that it and the versions it goes on from were trained or calibrated on.
+    pub learned: Learned,
     /// `sha256:…` over the manifest, which holds the other files' digests.
     pub digest: String,
 }
@@ -209,6 +214,14 @@ impl Bundle {
             files.insert(name, bytes);
         }
         let path = |name| dir.join(name);
+        let learned = match manifest.digests.get(LEARNED) {
+            None => Learned::default(),
+            Some(digest) => {
+                let bytes = read(&path(LEARNED))?;
+                let learned = Learned::from_bytes(&bytes).filter(|_| &sha256(&bytes) == digest);
+                learned.ok_or_else(|| BundleError::Digest { path: path(LEARNED) })?
+            }
+        };
         let config_json: serde_json::Value =
             serde_json::from_slice(&files[CONFIG]).map_err(|it| content(&path(CONFIG), it))?;
         let types = id2label(&config_json).ok_or_else(|| {
@@ -231,6 +244,7 @@ impl Bundle {
             weights,
             metrics: serde_json::from_slice(&files[METRICS])
                 .map_err(|it| content(&path(METRICS), it))?,
+            learned,
             digest: sha256(text.as_bytes()),
             manifest,
         })
@@ -262,12 +276,15 @@ impl Bundle {
             self.tokenizer.to_string(false).map_err(|it| content(&dir.join(TOKENIZER), it))?;
         let weights =
             self.weights.to_bytes(DType::F16).map_err(|it| content(&dir.join(WEIGHTS), it))?;
-        let files: [(&str, Vec<u8>); 4] = [
+        let mut files: Vec<(&str, Vec<u8>)> = vec![
             (CONFIG, format!("{config:#}\n").into_bytes()),
             (TOKENIZER, tokenizer.into_bytes()),
             (WEIGHTS, weights),
             (METRICS, format!("{:#}\n", self.metrics).into_bytes()),
         ];
+        if !self.learned.is_empty() {
+            files.push((LEARNED, self.learned.to_bytes()));
+        }
         let mut manifest = self.manifest.clone();
         for (name, bytes) in &files {
             manifest.digests.insert((*name).to_owned(), sha256(bytes));
@@ -350,6 +367,7 @@ impl Bundle {
             config,
             tokenizer,
             metrics: serde_json::Value::Null,
+            learned: Learned::default(),
             digest: sha256(b"test"),
         };
         let sizes = bundle.head_sizes();

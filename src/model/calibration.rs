@@ -20,6 +20,9 @@ const BIAS_ROUNDS: usize = 3;
 /// Largest bias, and what a bias costs in nats of one text.
 const MAX_BIAS: f64 = 2.0;
 const BIAS_PENALTY: f64 = 2.0;
+/// What it costs, in nats of one text, to leave an earlier calibration by a factor e of temperature, or by 1 of
+/// a weight or bias: a few dozen cases must not overrule thousands.
+const PULL: f64 = 40.0;
 
 /// What turns logits into probabilities.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +52,12 @@ pub struct Mix {
 impl Mix {
     /// The encoder's logits as they are.
     pub const ENCODER: Self = Self { temperature: 1.0, lexical_weight: 0.0 };
+
+    /// Squared, the temperature by its logarithm.
+    fn distance(self, other: Self) -> f64 {
+        let temperature = f64::from(self.temperature / other.temperature).ln();
+        temperature.powi(2) + f64::from(self.lexical_weight - other.lexical_weight).powi(2)
+    }
 
     fn apply(self, encoder: &[f32], lexical: &[f32]) -> Vec<f32> {
         let mixed = encoder.iter().zip(lexical);
@@ -144,13 +153,15 @@ fn probabilities(values: Vec<f32>) -> Vec<Probability> {
 ///
 /// `types` holds `(logits, true type)`, `levels` `(logits, true level)`, `grounds` `(logits, truth of
 /// each ground)`; `type_weights` says what a text of each type counts, `coverage` is the share of texts
-/// whose prediction set must hold the true type. An empty part leaves its head uncalibrated.
+/// whose prediction set must hold the true type. Few cases move it little from `prior`. An empty part leaves
+/// its head as `prior` had it, or uncalibrated.
 pub fn fit(
     types: &[(TwoLogits<'_>, usize)],
     levels: &[(TwoLogits<'_>, usize)],
     grounds: &[(TwoLogits<'_>, Vec<bool>)],
     type_weights: &[f32],
     coverage: f32,
+    prior: Option<&Calibration>,
 ) -> Calibration {
     let nll = |p: f32| f64::from(-p.max(1e-12).ln());
     let type_probabilities = |logits: &TwoLogits<'_>, mix: Mix, bias: &[f32]| {
@@ -164,29 +175,34 @@ pub fn fit(
         };
         types.iter().map(of_text).sum()
     };
-    let mut type_bias = vec![0.0; type_weights.len()];
-    let mut kind = Mix::ENCODER;
+    let no_bias = vec![0.0; type_weights.len()];
+    let (start, penalty) = match prior {
+        Some(it) if !it.type_bias.is_empty() => (&it.type_bias, PULL),
+        _ => (&no_bias, BIAS_PENALTY),
+    };
+    let mut type_bias = start.clone();
+    let mut kind = prior.map_or(Mix::ENCODER, |it| it.kind);
     if !types.is_empty() {
         for _ in 0..BIAS_ROUNDS {
-            kind = best_mix(|mix| type_loss(mix, &type_bias));
+            kind = best_mix(prior.map(|it| it.kind), |mix| type_loss(mix, &type_bias));
             for idx in 0..type_bias.len() {
                 let with = |value: f64| {
                     let mut bias = type_bias.clone();
                     bias[idx] = value as f32;
                     // A type without held-out cases must not be argued away.
-                    type_loss(kind, &bias) + BIAS_PENALTY * value * value
+                    type_loss(kind, &bias) + penalty * (value - f64::from(start[idx])).powi(2)
                 };
                 type_bias[idx] = golden_section(-MAX_BIAS, MAX_BIAS, with) as f32;
             }
         }
     }
-    let level = best_mix(|mix| {
+    let level = best_mix(prior.map(|it| it.level), |mix| {
         let of_text = |(logits, truth): &(TwoLogits<'_>, usize)| {
             nll(level_probabilities(&logits.mix(mix))[*truth])
         };
         levels.iter().map(of_text).sum()
     });
-    let ground_mix = best_mix(|mix| {
+    let ground_mix = best_mix(prior.map(|it| it.grounds), |mix| {
         let of_text = |(logits, truth): &(TwoLogits<'_>, Vec<bool>)| -> f64 {
             let mixed = logits.mix(mix).into_iter().zip(truth);
             mixed.map(|(logit, &is_true)| nll(sigmoid(if is_true { logit } else { -logit }))).sum()
@@ -212,10 +228,11 @@ fn add(logits: &mut [f32], bias: &[f32]) {
 
 /// The mix with the least loss, one number at a time: the loss of mixed logits has one valley.
 /// [`Mix::ENCODER`] when the loss depends on neither.
-fn best_mix(loss: impl Fn(Mix) -> f64) -> Mix {
+fn best_mix(prior: Option<Mix>, loss: impl Fn(Mix) -> f64) -> Mix {
     const ROUNDS: usize = 8;
     const MAX_WEIGHT: f64 = 4.0;
-    let mut mix = Mix::ENCODER;
+    let loss = |mix: Mix| loss(mix) + prior.map_or(0.0, |it| PULL * it.distance(mix));
+    let mut mix = prior.unwrap_or(Mix::ENCODER);
     for _ in 0..ROUNDS {
         let with = |lexical_weight: f64| Mix { lexical_weight: lexical_weight as f32, ..mix };
         if loss(with(0.0)) != loss(with(MAX_WEIGHT)) {
@@ -257,6 +274,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn few_cases_move_an_earlier_calibration_little_and_many_move_it() {
+        // Two types the encoder tells apart with ease, and is far too modest about.
+        const SAYS: [[f32; 2]; 2] = [[0.5, 0.0], [0.0, 0.5]];
+        let case =
+            |idx: usize| (TwoLogits { encoder: &SAYS[idx % 2], lexical: &[0.0, 0.0] }, idx % 2);
+        let cases = |n: usize| (0..n).map(case).collect::<Vec<_>>();
+        let prior = Calibration { type_bias: vec![0.1, -0.1], ..Calibration::NONE };
+        let after = |n| fit(&cases(n), &[], &[], &[1.0, 1.0], 0.9, Some(&prior));
+        let (none, few, many) = (after(0), after(10), after(10_000));
+        assert_eq!((none.kind, &none.type_bias), (prior.kind, &prior.type_bias));
+        assert!((none.level.temperature - 1.0).abs() < 0.01, "{:?}", none.level);
+        assert!((few.kind.temperature - 1.0).abs() < 0.1, "{:?}", few.kind);
+        assert!(many.kind.temperature < 0.5, "{:?}", many.kind);
+    }
+
+    #[test]
     fn softmax_survives_extreme_logits() {
         let cases: [(&str, &[f32], &[f32]); 4] = [
             ("very negative", &[-1000.0, -1000.0], &[0.5, 0.5]),
@@ -283,7 +316,7 @@ mod tests {
         // Logits claim 95 % but are right 3 times in 4: the honest margin is ln 3.
         let two = TwoLogits { encoder: &[3.0, 0.0], lexical: &[0.0, 0.0] };
         let types: Vec<_> = (0..400).map(|it| (two, usize::from(it % 4 == 0))).collect();
-        let calibration = fit(&types, &[], &[], &[1.0, 1.0], 0.9);
+        let calibration = fit(&types, &[], &[], &[1.0, 1.0], 0.9, None);
         let text =
             |kind: &[f32]| TextLogits { kind: kind.to_vec(), level: vec![0.0], grounds: vec![] };
         let prediction = calibration.apply(&text(two.encoder), &text(two.lexical));
@@ -300,7 +333,7 @@ mod tests {
         let two = TwoLogits { encoder: &[2.0, 0.0], lexical: &[0.0, 0.0] };
         let types: Vec<_> = (0..400).map(|it| (two, usize::from(it % 4 == 0))).collect();
         let probability = |weights: &[f32]| {
-            let calibration = fit(&types, &[], &[], weights, 0.9);
+            let calibration = fit(&types, &[], &[], weights, 0.9, None);
             let text =
                 |it: &[f32]| TextLogits { kind: it.to_vec(), level: vec![0.0], grounds: vec![] };
             calibration.apply(&text(two.encoder), &text(two.lexical)).type_probabilities[1].get()
@@ -322,13 +355,13 @@ mod tests {
             .iter()
             .map(|&(said, truth)| (TwoLogits { encoder: &a, lexical: knows(said) }, truth))
             .collect();
-        let mix = fit(&lexical, &[], &[], &[1.0, 1.0], 0.9).kind;
+        let mix = fit(&lexical, &[], &[], &[1.0, 1.0], 0.9, None).kind;
         assert!(mix.lexical_weight > 2.0 * mix.temperature.recip(), "{mix:?}");
         let encoder: Vec<_> = truths
             .iter()
             .map(|&(said, truth)| (TwoLogits { encoder: knows(said), lexical: &a }, truth))
             .collect();
-        let mix = fit(&encoder, &[], &[], &[1.0, 1.0], 0.9).kind;
+        let mix = fit(&encoder, &[], &[], &[1.0, 1.0], 0.9, None).kind;
         assert!(mix.temperature.recip() > 2.0 * mix.lexical_weight, "{mix:?}");
     }
 

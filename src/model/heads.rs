@@ -12,8 +12,10 @@ use super::weights::Weights;
 
 /// Name of the type head's layer: `BertForSequenceClassification` calls it so.
 const TYPE: &str = "classifier";
-const LEVEL: &str = "level_head";
-const GROUNDS: &str = "grounds_head";
+/// Name of the level head's layer.
+pub const LEVEL: &str = "level_head";
+/// Name of the grounds head's layer.
+pub const GROUNDS: &str = "grounds_head";
 
 /// How many outputs each head has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,25 @@ impl Heads {
     pub fn start(weights: &mut Weights, hidden: usize, sizes: HeadSizes, seed: u64) -> Result<()> {
         for ((name, n_out), salt) in sizes.layers().into_iter().zip(1..) {
             weights.add_random_linear(name, hidden, n_out, seed.wrapping_add(salt))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the heads of `from` to `weights`, in place of any it has.
+    ///
+    /// # Errors
+    /// When a head is missing from `from` or has another size.
+    pub fn copy(
+        weights: &mut Weights,
+        from: &Weights,
+        hidden: usize,
+        sizes: HeadSizes,
+    ) -> Result<()> {
+        for (name, n_out) in sizes.layers() {
+            for (part, shape) in [("weight", &[n_out, hidden][..]), ("bias", &[n_out])] {
+                let name = format!("{name}.{part}");
+                weights.insert(&name, from.get(&name, shape)?);
+            }
         }
         Ok(())
     }

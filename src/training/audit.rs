@@ -7,6 +7,7 @@
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::split::near_duplicate_groups;
 use crate::evaluation::lexical::{Classifier, Vectorizer};
@@ -48,34 +49,31 @@ pub fn audit(
     assert_eq!(texts.len(), labels.len(), "one label per text");
     assert!(n_folds >= 2, "a judge needs cases it did not see");
     let folds = folds(texts, n_folds, seed);
-    let mut judgements = Vec::with_capacity(texts.len());
-    for fold in 0..n_folds {
+    let judge_fold = |fold: usize| {
         let part = |is_held_out: bool| -> Vec<usize> {
             (0..texts.len()).filter(|&it| (folds[it] == fold) == is_held_out).collect()
         };
         let (seen, unseen) = (part(false), part(true));
-        if seen.is_empty() || unseen.is_empty() {
-            continue;
+        if seen.is_empty() {
+            return Vec::new();
         }
         let seen_texts: Vec<&str> = seen.iter().map(|&it| texts[it]).collect();
         let seen_labels: Vec<usize> = seen.iter().map(|&it| labels[it]).collect();
         let vectorizer = Vectorizer::fit(&seen_texts, segmenter.clone());
         let rows: Vec<_> = seen_texts.iter().map(|it| vectorizer.row(it)).collect();
         let judge = Classifier::fit(&vectorizer, &rows, &seen_labels, n_labels);
-        for idx in unseen {
+        let judge_case = |idx: usize| {
             let probabilities = judge.probabilities(&vectorizer.row(texts[idx]));
-            let others = (0..n_labels).filter(|&it| it != labels[idx]);
-            let best = others.max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]));
-            let Some(other) = best else { continue };
-            let given = probabilities[labels[idx]];
-            judgements.push(Judgement {
-                idx,
-                given,
-                other,
-                other_probability: probabilities[other],
-            });
-        }
-    }
+            let other = (0..n_labels)
+                .filter(|&it| it != labels[idx])
+                .max_by(|&a, &b| probabilities[a].total_cmp(&probabilities[b]))?;
+            let (given, other_probability) = (probabilities[labels[idx]], probabilities[other]);
+            Some(Judgement { idx, given, other, other_probability })
+        };
+        unseen.into_iter().filter_map(judge_case).collect::<Vec<_>>()
+    };
+    let mut judgements: Vec<Judgement> =
+        (0..n_folds).into_par_iter().flat_map_iter(judge_fold).collect();
     judgements.sort_by(|a, b| a.margin().total_cmp(&b.margin()).then(a.idx.cmp(&b.idx)));
     judgements
 }

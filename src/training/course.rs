@@ -15,7 +15,7 @@ use super::trainer::{Example, Settings, Task};
 use crate::domain::prediction::Prediction;
 use crate::evaluation::metrics;
 use crate::model::calibration::{self, Calibration, TwoLogits};
-use crate::model::heads::TextLogits;
+use crate::model::heads::{GROUNDS, LEVEL, TextLogits};
 use crate::model::lexical::Lexical;
 use crate::model::runtime::{Precision, Runtime};
 use crate::model::trainable::{Dropout, Gradients, Parameters, Trainable, WORDS};
@@ -62,12 +62,17 @@ impl<'a> Course<'a> {
     /// # Panics
     /// When either part of the cases is empty.
     pub fn new(task: &Task<'a>) -> Result<Self> {
-        let Task { start, config, sizes, train, validation, settings } = *task;
+        let Task { start, prior, config, sizes, train, validation, settings } = *task;
         assert!(!train.is_empty() && !validation.is_empty(), "both parts of the split need cases");
         let parameters = Parameters::new(start)?;
         let trainable = Trainable::new(start, &parameters, config, sizes)?;
+        let has_levels = train.iter().any(|it| it.target.level.is_some());
+        let has_grounds = train.iter().any(|it| it.target.grounds.is_some());
         let adamw = AdamW::new(&parameters, |name| match name {
             name if settings.is_frozen && name.starts_with("bert.") => None,
+            // Nobody teaches it: it stays as it was.
+            name if !has_levels && name.starts_with(LEVEL) => None,
+            name if !has_grounds && name.starts_with(GROUNDS) => None,
             WORDS => Some(settings.embedding_rate),
             name if name.starts_with("bert.") => Some(1.0),
             _ => Some(settings.head_rate),
@@ -77,7 +82,13 @@ impl<'a> Course<'a> {
         let lexical = {
             let ngrams: Vec<&Ngrams> = train.iter().map(|it| &it.ngrams).collect();
             let targets: Vec<&Target> = train.iter().map(|it| &it.target).collect();
-            lexical::fit(&ngrams, &targets, sizes, settings.ngram_buckets)
+            lexical::fit(
+                &ngrams,
+                &targets,
+                sizes,
+                settings.ngram_buckets,
+                prior.map(|it| &it.lexical),
+            )
         };
         let by_words = validation.iter().map(|it| lexical.logits(&it.ngrams)).collect();
         let pooled = settings.is_frozen.then(|| -> Result<_> {
@@ -201,14 +212,15 @@ impl<'a> Course<'a> {
     /// # Errors
     /// When they do not fit the shape.
     pub fn judge(&self, weights: &Weights) -> Result<Judged> {
-        let Task { config, sizes, validation, settings, .. } = self.task;
+        let Task { prior, config, sizes, validation, settings, .. } = self.task;
         let texts: Vec<&[Encoding]> = validation.iter().map(|it| it.chunks.as_slice()).collect();
         // As served: the calibration must fit what serving computes.
         let runtime = Runtime::load(weights, config, sizes, Precision::default())?;
         let by_encoder = runtime.logits(&texts);
         let (by_words, class_weights) = (&self.by_words, &self.class_weights);
+        let prior = prior.map(|it| &it.calibration);
         let calibration =
-            calibrate(&by_encoder, by_words, validation, class_weights, settings.coverage);
+            calibrate(&by_encoder, by_words, validation, class_weights, settings.coverage, prior);
         let pairs = by_encoder.iter().zip(by_words);
         let predictions: Vec<Prediction> = pairs.map(|(a, b)| calibration.apply(a, b)).collect();
         let score = macro_f1(&predictions, validation, sizes.n_types);
@@ -294,6 +306,15 @@ fn first_tokens(example: &Example, max_tokens: usize) -> &[u32] {
     &ids[..ids.len().min(max_tokens)]
 }
 
+/// Tokens of one step: `most`, or fewer where the cases are few. A hundred of them would else be one step an
+/// epoch, and the training over before the rate is up.
+pub fn step_tokens(rows: &[&[u32]], most: usize) -> usize {
+    const STEPS_PER_EPOCH: usize = 30;
+    const FEWEST: usize = 256;
+    let n_tokens: usize = rows.iter().map(|it| it.len()).sum();
+    most.min(FEWEST.max(n_tokens / STEPS_PER_EPOCH))
+}
+
 /// Cases in random order, grouped so that rows of one batch have about one length.
 pub fn batches(rows: &[&[u32]], batch_tokens: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
     const POOL: usize = 1024;
@@ -328,6 +349,7 @@ fn calibrate(
     cases: &[Example],
     class_weights: &[f32],
     coverage: f32,
+    prior: Option<&Calibration>,
 ) -> Calibration {
     // One head's logits by both halves, with the case's target.
     let head = |of: fn(&TextLogits) -> &[f32]| {
@@ -341,7 +363,7 @@ fn calibrate(
     let grounds: Vec<_> = head(|it| &it.grounds)
         .filter_map(|(it, target)| Some((it, target.grounds.clone()?)))
         .collect();
-    calibration::fit(&types, &levels, &grounds, class_weights, coverage)
+    calibration::fit(&types, &levels, &grounds, class_weights, coverage, prior)
 }
 
 #[cfg(test)]
@@ -349,6 +371,14 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
+
+    #[test]
+    fn few_cases_get_as_many_steps_as_many() {
+        let case = vec![0; 50];
+        let of = |n_cases: usize| step_tokens(&vec![case.as_slice(); n_cases], 4096);
+        assert_eq!([of(20), of(600), of(10_000)], [256, 1000, 4096]);
+        assert_eq!(step_tokens(&[case.as_slice()], 40), 40);
+    }
 
     #[test]
     fn batches_hold_every_case_once_within_the_budget() {

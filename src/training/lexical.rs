@@ -15,19 +15,30 @@ const MIN_DOCUMENTS: u32 = 2;
 const C: f32 = 10.0;
 
 /// Learns from texts' n-grams and what they teach. Types count alike, however rare; a case without level
-/// or grounds teaches the other heads only.
+/// or grounds teaches the other heads only. The penalty pulls towards `prior`, or towards nothing: what
+/// these cases are silent about stays as it was.
 ///
 /// # Panics
-/// When there is not one target per text.
-pub fn fit(texts: &[&Ngrams], targets: &[&Target], sizes: HeadSizes, n_buckets: usize) -> Lexical {
+/// When there is not one target per text, or `prior` is of another shape.
+pub fn fit(
+    texts: &[&Ngrams],
+    targets: &[&Target],
+    sizes: HeadSizes,
+    n_buckets: usize,
+    prior: Option<&Lexical>,
+) -> Lexical {
     assert_eq!(texts.len(), targets.len(), "one target per text");
+    assert!(prior.is_none_or(|it| it.idf.len() == n_buckets && it.sizes == sizes), "one shape");
     let mut documents = vec![0_u32; n_buckets];
     texts.iter().for_each(|text| text.iter().for_each(|it| documents[it.0 as usize] += 1));
     let idf: Vec<f32> = documents
         .into_iter()
-        .map(|n| match n {
-            n if n < MIN_DOCUMENTS => 0.0,
-            n => ((1.0 + texts.len() as f32) / (1.0 + n as f32)).ln() + 1.0,
+        .enumerate()
+        // A prior's weights are of texts weighed in its way.
+        .map(|(at, n)| match prior.map_or(0.0, |it| it.idf[at]) {
+            known if known > 0.0 => known,
+            _ if n < MIN_DOCUMENTS => 0.0,
+            _ => ((1.0 + texts.len() as f32) / (1.0 + n as f32)).ln() + 1.0,
         })
         .collect();
     let rows: Vec<Ngrams> = texts.par_iter().map(|it| weighted(it, &idf)).collect();
@@ -37,8 +48,11 @@ pub fn fit(texts: &[&Ngrams], targets: &[&Target], sizes: HeadSizes, n_buckets: 
     let case_weights: Vec<f32> =
         targets.iter().map(|it| C * rows.len() as f32 / (n_present * counts[it.label])).collect();
     let n_outputs = sizes.n_outputs();
-    let start = vec![0.0; (n_buckets + 1) * n_outputs];
-    let mut weight = minimize(start, |point| {
+    let start = match prior {
+        Some(it) => [it.weight.as_slice(), &it.bias].concat(),
+        None => vec![0.0; (n_buckets + 1) * n_outputs],
+    };
+    let mut weight = minimize(start.clone(), |point| {
         let (weight, bias) = point.split_at(n_buckets * n_outputs);
         let errors: Vec<(f64, Vec<f32>)> = rows
             .par_iter()
@@ -48,9 +62,11 @@ pub fn fit(texts: &[&Ngrams], targets: &[&Target], sizes: HeadSizes, n_buckets: 
                 error(outputs(row, weight, bias), target, case_weight, sizes)
             })
             .collect();
-        let mut gradient = point.to_vec();
-        gradient[n_buckets * n_outputs..].fill(0.0); // The intercepts are free.
-        let mut total = 0.5 * weight.iter().map(|it| f64::from(it * it)).sum::<f64>();
+        let mut gradient: Vec<f32> = point.iter().zip(&start).map(|(a, b)| a - b).collect();
+        if prior.is_none() {
+            gradient[n_buckets * n_outputs..].fill(0.0); // The intercepts are free.
+        }
+        let mut total = 0.5 * gradient.iter().map(|it| f64::from(it * it)).sum::<f64>();
         for (row, (loss, error)) in rows.iter().zip(&errors) {
             total += loss;
             let one = (n_buckets as u32, 1.0);
@@ -126,7 +142,7 @@ mod tests {
             .collect();
         let texts: Vec<&Ngrams> = texts.iter().collect();
         let targets: Vec<&Target> = targets.iter().collect();
-        let lexical = fit(&texts, &targets, sizes, 1 << 12);
+        let lexical = fit(&texts, &targets, sizes, 1 << 12, None);
         let water = lexical.logits(&of("又停水了"));
         assert!(water.kind[0] - water.kind[1] > 1.0, "{water:?}");
         assert!(
@@ -137,5 +153,13 @@ mod tests {
         assert!(thanks.kind[1] - thanks.kind[0] > 1.0 && thanks.level[0] < -0.5, "{thanks:?}");
         let unknown = lexical.logits(&of("xyz"));
         assert!((unknown.kind[0] - unknown.kind[1]).abs() < 0.5, "{unknown:?}");
+        // Two more cases say nothing of water and thanks.
+        let more = [of("好评好评"), of("漏气了漏气")];
+        let (texts, targets) = ([&more[0], &more[1]], [targets[3], targets[0]]);
+        let later = fit(&texts, &targets, sizes, 1 << 12, Some(&lexical));
+        let water = later.logits(&of("又停水了"));
+        assert!(water.kind[0] - water.kind[1] > 0.5, "{water:?}");
+        let praise = [&lexical, &later].map(|it| it.logits(&of("好评")).kind);
+        assert!(praise[1][1] - praise[1][0] > praise[0][1] - praise[0][0] + 0.5, "{praise:?}");
     }
 }

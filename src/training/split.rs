@@ -11,6 +11,11 @@ use rand_chacha::ChaCha8Rng;
 
 /// Characters of one shingle.
 const SHINGLE_CHARS: usize = 4;
+/// A text of fewer characters is one shingle: only its equal is near it.
+const SHORT_CHARS: usize = 8;
+/// Least share of their shingles that near-duplicates have in common. Two characters changed in forty
+/// leave 0.64.
+const LEAST_RESEMBLANCE: f64 = 0.6;
 /// Bands times rows a band: texts sharing about half of their shingles or more meet in some band.
 const N_BANDS: usize = 12;
 const ROWS_PER_BAND: usize = 4;
@@ -89,18 +94,19 @@ pub fn split_by_time(texts: &[&str], days: &[impl Ord + Copy], validation_share:
 /// For each text the index of its group's first text.
 pub fn near_duplicate_groups(texts: &[&str]) -> Vec<usize> {
     let mut parent: Vec<usize> = (0..texts.len()).collect();
-    let mut seen: HashMap<(usize, [u64; ROWS_PER_BAND]), usize> = HashMap::new();
-    for (idx, text) in texts.iter().enumerate() {
-        for (band, signature) in signatures(text).into_iter().enumerate() {
-            match seen.entry((band, signature)) {
-                std::collections::hash_map::Entry::Occupied(first) => {
-                    let (a, b) = (find(&mut parent, *first.get()), find(&mut parent, idx));
+    let shingles: Vec<Vec<u64>> = texts.iter().map(|it| shingles(it)).collect();
+    let mut seen: HashMap<(usize, [u64; ROWS_PER_BAND]), Vec<usize>> = HashMap::new();
+    for (idx, own) in shingles.iter().enumerate() {
+        for (band, signature) in signatures(own).into_iter().enumerate() {
+            // A band says who may be near; the shingles decide.
+            let met = seen.entry((band, signature)).or_default();
+            match met.iter().find(|&&it| resemblance(&shingles[it], own) >= LEAST_RESEMBLANCE) {
+                Some(&other) => {
+                    let (a, b) = (find(&mut parent, other), find(&mut parent, idx));
                     // The smaller index leads, so that a group's name is its first text.
                     parent[a.max(b)] = a.min(b);
                 }
-                std::collections::hash_map::Entry::Vacant(slot) => {
-                    slot.insert(idx);
-                }
+                None => met.push(idx),
             }
         }
     }
@@ -115,18 +121,39 @@ fn find(parent: &mut [usize], mut idx: usize) -> usize {
     idx
 }
 
-fn signatures(text: &str) -> [[u64; ROWS_PER_BAND]; N_BANDS] {
+/// Hashes of the text's shingles, ascending, each once; a text has at least one.
+fn shingles(text: &str) -> Vec<u64> {
     // Punctuation, spaces and case are what reposts change.
-    let chars: Vec<char> =
+    let mut chars: Vec<char> =
         text.chars().filter(|it| it.is_alphanumeric()).flat_map(char::to_lowercase).collect();
-    let mut minima = [[u64::MAX; ROWS_PER_BAND]; N_BANDS];
-    let last = chars.len().saturating_sub(SHINGLE_CHARS);
-    for begin in 0..=last {
-        let shingle = &chars[begin..(begin + SHINGLE_CHARS).min(chars.len())];
+    if chars.is_empty() {
+        // A text of emoji or question marks is what it is.
+        chars = text.chars().filter(|it| !it.is_whitespace()).collect();
+    }
+    let hash = |shingle: &[char]| {
         // `DefaultHasher::new` has fixed keys: the same on every run.
         let mut hasher = DefaultHasher::new();
         shingle.hash(&mut hasher);
-        let base = hasher.finish();
+        hasher.finish()
+    };
+    let mut hashes: Vec<u64> = match chars.len() < SHORT_CHARS {
+        true => vec![hash(&chars)],
+        false => chars.windows(SHINGLE_CHARS).map(hash).collect(),
+    };
+    hashes.sort_unstable();
+    hashes.dedup();
+    hashes
+}
+
+/// Share of the shingles of either that both have (Jaccard).
+fn resemblance(a: &[u64], b: &[u64]) -> f64 {
+    let n_common = a.iter().filter(|it| b.binary_search(it).is_ok()).count();
+    n_common as f64 / (a.len() + b.len() - n_common) as f64
+}
+
+fn signatures(shingles: &[u64]) -> [[u64; ROWS_PER_BAND]; N_BANDS] {
+    let mut minima = [[u64::MAX; ROWS_PER_BAND]; N_BANDS];
+    for base in shingles {
         for (hash_idx, minimum) in minima.as_flattened_mut().iter_mut().enumerate() {
             *minimum =
                 (*minimum).min(mix(base ^ (hash_idx as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
@@ -169,6 +196,40 @@ mod tests {
             let is_held_out = |it| split.validation.contains(&it);
             assert_eq!(is_held_out(pair * 2), is_held_out(pair * 2 + 1), "pair {pair}");
         }
+    }
+
+    #[test]
+    fn near_is_what_shares_most_of_its_shingles() {
+        let long = "小区停水三天了物业一直没有人管我们打了很多次电话都没有用希望尽快处理";
+        let copy = long.replace("三天", "四天") + "！！";
+        let texts = [
+            // Nothing but signs: each is near its equal only.
+            "😡😡😡😡😡",
+            "👍👍👍👍",
+            "？？？？？",
+            "👍👍👍👍",
+            // Too short to be told apart by shingles.
+            "同意拆迁方案",
+            "不同意拆迁方案",
+            "同意，拆迁方案！",
+            long,
+            &copy,
+        ];
+        assert_eq!(near_duplicate_groups(&texts), [0, 1, 2, 1, 4, 5, 4, 7, 7]);
+    }
+
+    #[test]
+    fn a_band_in_common_is_not_enough() {
+        // A common first half: about a third of the shingles, and in many pairs some band.
+        let head: String = ('一'..).take(24).collect();
+        let texts: Vec<String> = (0..60_u32)
+            .map(|idx| {
+                let tail = (0..16).map(|at| char::from_u32(0x6000 + idx * 16 + at).unwrap());
+                head.chars().chain(tail).collect()
+            })
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        assert_eq!(near_duplicate_groups(&texts), (0..60).collect::<Vec<_>>());
     }
 
     #[test]

@@ -8,12 +8,13 @@ use candle_transformers::models::bert::Config;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::course::{Course, Judged, batches};
+use super::course::{Course, Judged, batches, step_tokens};
 use super::loss::Target;
 use super::state::{Best, Epoch, Position, State};
 use crate::domain::prediction::Prediction;
 use crate::model::calibration::Calibration;
 use crate::model::heads::HeadSizes;
+use crate::model::lexical::Lexical;
 use crate::model::weights::Weights;
 use crate::text::Encoding;
 use crate::text::ngrams::Ngrams;
@@ -25,7 +26,7 @@ pub struct Settings {
     pub epochs: usize,
     /// Stop after this many epochs without a better validation score.
     pub patience: usize,
-    /// Tokens of one step, padding included.
+    /// Most tokens of one step, padding included.
     pub batch_tokens: usize,
     /// Peak learning rate of the encoder.
     pub learning_rate: f32,
@@ -84,11 +85,22 @@ pub struct Example {
     pub target: Target,
 }
 
+/// What a version that is gone on from has beside its weights. Heads that no case teaches stay as they were.
+#[derive(Debug, Clone)]
+pub struct Prior {
+    /// Its lexical half.
+    pub lexical: Lexical,
+    /// How its halves mix.
+    pub calibration: Calibration,
+}
+
 /// What to train, on what, and how.
 #[derive(Clone, Copy)]
 pub struct Task<'a> {
     /// Encoder and heads to start from.
     pub start: &'a Weights,
+    /// The version to go on from; none begins with nothing.
+    pub prior: Option<&'a Prior>,
     /// Shape of the encoder.
     pub config: &'a Config,
     /// Sizes of the heads.
@@ -175,7 +187,8 @@ pub fn train(task: &Task<'_>, state: Option<State>, watcher: &mut impl Watcher) 
     let settings = task.settings;
     let mut course = Course::new(task)?;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let n_batches = batches(&course.rows, settings.batch_tokens, &mut rng.clone()).len();
+    let step_tokens = step_tokens(&course.rows, settings.batch_tokens);
+    let n_batches = batches(&course.rows, step_tokens, &mut rng.clone()).len();
     let expected_steps = (settings.epochs * n_batches) as f32;
     let mut at = Position {
         epoch: 1,
@@ -203,7 +216,7 @@ pub fn train(task: &Task<'_>, state: Option<State>, watcher: &mut impl Watcher) 
         && best.as_ref().is_none_or(|it| at.epoch <= it.epoch + patience)
     {
         at.epoch_draws = split(rng.get_word_pos());
-        let batches = batches(&course.rows, settings.batch_tokens, &mut rng);
+        let batches = batches(&course.rows, step_tokens, &mut rng);
         if at.n_batches > 0 {
             rng.set_word_pos(join(at.draws));
         }
@@ -360,6 +373,7 @@ mod tests {
         let (train_part, validation) = (examples(64), examples(16));
         let task = Task {
             start: &weights,
+            prior: None,
             config: &config,
             sizes: SIZES,
             train: &train_part,
@@ -445,6 +459,7 @@ mod tests {
         let (cases, settings) = (examples(8), small());
         let task = Task {
             start: &weights,
+            prior: None,
             config: &config,
             sizes: SIZES,
             train: &cases,
@@ -466,6 +481,7 @@ mod tests {
         let settings = Settings { epochs: 40, patience: 40, mask_token_id: None, ..small() };
         let task = Task {
             start: &weights,
+            prior: None,
             config: &config,
             sizes: SIZES,
             train: &cases,
