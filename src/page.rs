@@ -26,7 +26,7 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2rem;border-bottom:1px solid 
 th,td{border:1px solid #ccc;padding:.25rem .6rem;text-align:right;white-space:nowrap}\
 th:first-child,td:first-child{text-align:left}th{background:#f3f3f3}\
 td.hit{background:#e3f0e3;font-weight:600}td.miss{background:#f8e2d6}\
-.note{color:#555;font-size:.9rem}code{word-break:break-all;font-size:.85rem}\
+.note{color:#555;font-size:.9rem;overflow-wrap:anywhere}code{word-break:break-all;font-size:.85rem}\
 svg{max-width:100%;height:auto}th:first-child,td:first-child{position:sticky;left:0}\
 td:first-child{background:#fff}\
 @media(max-width:40rem){table{font-size:.82rem}th,td{padding:.2rem .4rem}svg{min-width:28rem}}\
