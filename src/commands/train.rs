@@ -438,8 +438,10 @@ fn split_cases(
         SplitBy::Auto => n_undated == 0 && is_spread,
         SplitBy::Random => false,
     };
-    // What was chosen by difficulty teaches, but measures nothing; nor does what says nearly the same.
-    let measuring = measuring(cases, texts);
+    // What was chosen by difficulty teaches, but measures nothing.
+    let groups = near_duplicate_groups(texts);
+    let everything: Vec<usize> = (0..cases.len()).collect();
+    let measuring = apart_from(&everything, &groups, |it| cases[it].is_handpicked);
     let n_taught_only = cases.len() - measuring.len();
     if n_taught_only > 0 {
         eprintln!("{n_taught_only} 条为挑选所得（selected 不是 random），只用于训练，不留出");
@@ -449,11 +451,19 @@ fn split_cases(
         "no_fair_cases: every case was chosen by `triage select`, so none can be held out to measure; add \
          those it chose at random"
     );
+    let knows = |it: usize| base.is_some_and(|base| base.learned.knows(texts[it]));
+    let new = apart_from(&measuring, &groups, knows);
     // As many as of all cases, but most of the new ones are left to learn from.
-    let most = 0.2_f64.max(share);
-    let (measuring, most) = match new_to(base, &measuring, texts) {
-        Some(new) => (new, most),
-        None => (measuring, 0.5_f64.max(share)),
+    let (measuring, most) = match measuring.len() - new.len() {
+        0 => (measuring, 0.5_f64.max(share)),
+        n if new.len() < FEWEST_NEW => {
+            eprintln!("{n} 条是起点模型学过的，验证数字偏好；请用 --test 另给一份案例");
+            (measuring, 0.5_f64.max(share))
+        }
+        n => {
+            eprintln!("{n} 条是起点模型学过的，只用于训练，不留出");
+            (new, 0.2_f64.max(share))
+        }
     };
     let share = (share * cases.len() as f64 / measuring.len() as f64).min(most);
     let texts: Vec<&str> = measuring.iter().map(|&it| texts[it]).collect();
@@ -484,33 +494,18 @@ fn split_cases(
     Ok((parts, format!("by time, from {}", first.map_or(String::new(), |it| it.to_string()))))
 }
 
-/// Cases that may be held out: nobody chose them, nor any that says nearly the same.
-fn measuring(cases: &[LabelledCase], texts: &[&str]) -> Vec<usize> {
-    if cases.iter().all(|it| !it.is_handpicked) {
-        return (0..cases.len()).collect();
-    }
-    let groups = near_duplicate_groups(texts);
-    let picked: BTreeSet<usize> =
-        groups.iter().zip(cases).filter(|it| it.1.is_handpicked).map(|it| *it.0).collect();
-    (0..cases.len()).filter(|&it| !picked.contains(&groups[it])).collect()
-}
+/// Fewest cases new to the base to measure by, instead of by all.
+const FEWEST_NEW: usize = 50;
 
-/// Those of `measuring` that the base has not learned from, where there are enough of them to measure by.
-fn new_to(base: Option<&Bundle>, measuring: &[usize], texts: &[&str]) -> Option<Vec<usize>> {
-    const FEWEST: usize = 50;
-    let base = base?;
-    let (known, new): (Vec<usize>, Vec<usize>) =
-        measuring.iter().partition(|&&it| base.learned.knows(texts[it]));
-    if known.is_empty() {
-        return None;
-    }
-    let n = known.len();
-    if new.len() < FEWEST {
-        eprintln!("{n} 条是起点模型学过的，验证数字偏好；请用 --test 另给一份案例");
-        return None;
-    }
-    eprintln!("{n} 条是起点模型学过的，只用于训练，不留出");
-    Some(new)
+/// Those of `indices` that only measure: neither they nor any that says nearly the same are `is_taught`.
+fn apart_from(
+    indices: &[usize],
+    groups: &[usize],
+    is_taught: impl Fn(usize) -> bool,
+) -> Vec<usize> {
+    let taught: BTreeSet<usize> =
+        (0..groups.len()).filter(|&it| is_taught(it)).map(|it| groups[it]).collect();
+    indices.iter().copied().filter(|&it| !taught.contains(&groups[it])).collect()
 }
 
 /// Whether another version's figures on the cases measured here may stand beside ours: not when it may
@@ -664,6 +659,14 @@ fn split_digest(cases: &[LabelledCase], validation: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_says_nearly_what_is_taught_measures_nothing() {
+        let groups = [0, 0, 2, 3, 3];
+        assert_eq!(apart_from(&[0, 1, 2, 3, 4], &groups, |it| it == 1), [2, 3, 4]);
+        assert_eq!(apart_from(&[2, 3], &groups, |it| it == 4), [2]);
+        assert_eq!(apart_from(&[2, 3], &groups, |_| false), [2, 3]);
+    }
 
     #[test]
     fn figures_stand_side_by_side_only_when_both_did_not_learn_from_the_cases() {
