@@ -244,22 +244,21 @@ impl Reader<'_> {
 
     /// The fields under the names they have here.
     fn named(&self, mut fields: Map<String, Value>) -> Map<String, Value> {
-        for (given, name) in
-            [(&self.options.text_column, "text"), (&self.options.label_column, "label")]
-        {
-            if given != name {
-                let value = fields.remove(given);
-                fields.remove(name);
-                fields.extend(value.map(|it| (name.to_owned(), it)));
-            }
+        let given = [("text", &self.options.text_column), ("label", &self.options.label_column)];
+        // All are taken out before any is put in: the column of texts may be called `label`.
+        let values = given.map(|(name, column)| (name, fields.remove(column)));
+        for (name, value) in values {
+            fields.remove(name);
+            fields.extend(value.map(|it| (name.to_owned(), it)));
         }
         fields
     }
 
     fn case(&mut self, fields: Map<String, Value>) -> Option<LabelledCase> {
-        let fields = self.named(fields);
         let n_errors = self.n_row_errors();
+        // Under the names of the file: no option makes an author's column one of texts or labels.
         let is_refused = self.has_author(&fields);
+        let fields = self.named(fields);
         self.name_unknown(&fields);
         let text = match CaseText::parse(self.string(&fields, "text").unwrap_or_default()) {
             Ok(text) => Some(text),
@@ -708,6 +707,21 @@ mod tests {
         assert_eq!(named.column.as_deref(), Some("类别"));
         // The labels that occur are counted, not those of the built-in taxonomy.
         assert_eq!(found.problems.iter().filter(|it| it.code == "few_cases").count(), 2);
+        // The names may be crossed, and no name makes an author's column a label.
+        let crossed = "id,label,text\n1,路灯坏了,照明\n";
+        let options = Options {
+            text_column: "label".into(),
+            label_column: "text".into(),
+            any_label: true,
+            ..Options::default()
+        };
+        let found = read_as(Source::Csv, crossed, &options);
+        let case = &found.cases[0];
+        assert_eq!((case.text.as_str(), case.label.as_str()), ("路灯坏了", "照明"));
+        let options =
+            Options { label_column: "性别".into(), any_label: true, ..Options::default() };
+        let found = read_as(Source::Csv, "text,性别\n路灯坏了,男\n", &options);
+        assert!(found.cases.is_empty() && found.problems[0].code == "author_field");
         let long = format!("text,label\n路灯坏了,{}\n", "长".repeat(65));
         let options = Options { any_label: true, ..Options::default() };
         assert_eq!(read_as(Source::Csv, &long, &options).problems[0].code, "unlikely_label");

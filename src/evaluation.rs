@@ -5,6 +5,7 @@ pub mod conformal;
 pub mod details;
 pub mod gate;
 pub mod lexical;
+pub mod linear;
 pub mod metrics;
 pub mod migration;
 pub mod report;

@@ -1,4 +1,4 @@
-//! What labelling tools and spreadsheets export, as rows of named fields: CSV and JSONL in UTF-8 or GBK,
+//! What labelling tools and spreadsheets export, as rows of named fields: CSV, TSV and JSONL in UTF-8 or GBK,
 //! XLSX, and the exports of doccano, Label Studio, Comprehend and fastText.
 //!
 //! A row that cannot be read is a value and harms no other. Every field a row has is passed on, so that
@@ -41,6 +41,8 @@ pub enum Source {
     Jsonl,
     /// Comma-separated with a header row.
     Csv,
+    /// Tab-separated with a header row.
+    Tsv,
     /// The first sheet of an Excel workbook, with a header row.
     Xlsx,
     /// doccano's JSONL or JSON: `label` is an array.
@@ -119,10 +121,11 @@ pub fn parse(
         None => guess(name, &bytes, is_label)?,
     };
     let (header, rows) = match source {
-        Source::Csv => table(&bytes, Format::Csv)?,
-        Source::Jsonl => table(&bytes, Format::Jsonl)?,
+        Source::Csv => table(Rows::new(bytes.as_slice(), Format::Csv)?)?,
+        Source::Tsv => table(Rows::of_tabs(bytes.as_slice())?)?,
+        Source::Jsonl => table(Rows::new(bytes.as_slice(), Format::Jsonl)?)?,
         Source::Doccano if !is_list(&bytes) => {
-            let (_, mut rows) = table(&bytes, Format::Jsonl)?;
+            let (_, mut rows) = table(Rows::new(bytes.as_slice(), Format::Jsonl)?)?;
             rows.iter_mut().for_each(|it| it.fields = it.fields.clone().and_then(flat));
             (None, rows)
         }
@@ -163,9 +166,10 @@ fn guess(name: &str, bytes: &[u8], is_label: impl Fn(&str) -> bool) -> io::Resul
                 .is_some_and(|(class, _)| is_label(class.trim().trim_matches('"')));
             Ok(if is_headless { Source::Comprehend } else { Source::Csv })
         }
+        "tsv" => Ok(Source::Tsv),
         _ => Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            "unknown_format: the name must end in .jsonl, .csv, .xlsx or .json (or .xz after one of these), \
+            "unknown_format: the name must end in .jsonl, .csv, .tsv, .xlsx or .json (or .xz after one of these), \
              or the lines begin with __label__; or name the format with --format",
         )),
     }
@@ -200,8 +204,7 @@ fn to_utf8(bytes: Vec<u8>) -> (Vec<u8>, Option<&'static str>) {
 
 type Table = (Option<Vec<String>>, Vec<ImportedRow>);
 
-fn table(bytes: &[u8], format: Format) -> io::Result<Table> {
-    let rows = Rows::new(Cursor::new(bytes), format)?;
+fn table(rows: Rows<&[u8]>) -> io::Result<Table> {
     let header = rows.header().map(<[String]>::to_vec);
     let rows = rows
         .map(|row| row.map(|it| ImportedRow { row: it.row, line: it.line, fields: it.fields() }))
@@ -211,7 +214,8 @@ fn table(bytes: &[u8], format: Format) -> io::Result<Table> {
 
 /// Comprehend's file is a CSV whose header is left out.
 fn comprehend(bytes: &[u8]) -> io::Result<Table> {
-    let (_, mut rows) = table(&[b"label,text\n", without_bom(bytes)].concat(), Format::Csv)?;
+    let bytes = [b"label,text\n", without_bom(bytes)].concat();
+    let (_, mut rows) = table(Rows::new(bytes.as_slice(), Format::Csv)?)?;
     for it in &mut rows {
         it.line -= 1;
         let has_several = |fields: &Map<String, Value>| {
@@ -451,8 +455,14 @@ mod tests {
 
     #[test]
     fn each_export_gives_labels_and_texts() {
-        let cases: [(&str, &str, Source, &[&str]); 8] = [
+        let cases: [(&str, &str, Source, &[&str]); 9] = [
             ("a.csv", "label,text\nproblem,停水\n", Source::Csv, &["2 problem 停水"]),
+            (
+                "a.tsv",
+                "label\ttext\nproblem\t\"停水,\n三天\"\nnone\tx\ty\nnone\t谢,谢\n",
+                Source::Tsv,
+                &["2 problem 停水,\n三天", "4 field_count", "5 none 谢,谢"],
+            ),
             (
                 "a.csv",
                 "problem,\"停水,三天\"\nnone,谢谢\nproblem|none,两个\n",

@@ -56,11 +56,18 @@ fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage.
     match run(Cli::parse()) {
         Ok(code) => code,
+        // Whoever read the output wanted no more of it (`triage check … | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|it| it.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {

@@ -4,7 +4,7 @@
 //! nor models.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,15 @@ pub fn format_of(path: &Path) -> Option<Format> {
         "csv" => Some(Format::Csv),
         _ => None,
     }
+}
+
+/// A writer of CSV for people: begun with the mark by which Excel knows UTF-8.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn spreadsheet<W: Write>(mut out: W) -> io::Result<csv::Writer<W>> {
+    out.write_all(BOM)?;
+    Ok(csv::Writer::from_writer(out))
 }
 
 /// A reader of `path`, decompressed when its name ends in `.xz`; standard input for `-`.
@@ -95,8 +104,8 @@ pub struct RawRow {
     /// Line it begins on, from 1.
     pub line: u64,
     content: Content,
-    /// The header, when the file is CSV.
-    header: Option<Arc<[String]>>,
+    /// The header, when the file is a table.
+    header: Option<Header>,
 }
 
 impl RawRow {
@@ -123,7 +132,7 @@ impl RawRow {
         })?;
         match &self.header {
             None => json_fields(text),
-            Some(header) => csv_fields(text, header),
+            Some(header) => header.fields(text),
         }
     }
 }
@@ -145,21 +154,31 @@ fn json_fields(text: &str) -> Result<Map<String, Value>, RowFault> {
     }
 }
 
-fn csv_fields(text: &str, header: &[String]) -> Result<Map<String, Value>, RowFault> {
-    let values = csv_values(text)?;
-    if values.len() != header.len() {
-        return Err(RowFault {
-            code: "field_count",
-            reason: format!("{} fields, the header has {}", values.len(), header.len()),
-            fix: "quote fields that hold commas, quotes or line breaks",
-        });
-    }
-    let named = header.iter().cloned().zip(values);
-    Ok(named.filter(|it| !it.1.is_empty()).map(|(name, it)| (name, Value::String(it))).collect())
+/// Names of a table's columns, and what stands between its fields.
+#[derive(Debug, Clone)]
+struct Header {
+    names: Arc<[String]>,
+    delimiter: u8,
 }
 
-fn csv_values(text: &str) -> Result<Vec<String>, RowFault> {
+impl Header {
+    fn fields(&self, text: &str) -> Result<Map<String, Value>, RowFault> {
+        let values = csv_values(text, self.delimiter)?;
+        if values.len() != self.names.len() {
+            return Err(RowFault {
+                code: "field_count",
+                reason: format!("{} fields, the header has {}", values.len(), self.names.len()),
+                fix: "quote fields that hold separators, quotes or line breaks",
+            });
+        }
+        let named = self.names.iter().cloned().zip(values).filter(|it| !it.1.is_empty());
+        Ok(named.map(|(name, it)| (name, Value::String(it))).collect())
+    }
+}
+
+fn csv_values(text: &str, delimiter: u8) -> Result<Vec<String>, RowFault> {
     let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
         .has_headers(false)
         .flexible(true)
         .buffer_capacity(text.len() + 1)
@@ -169,7 +188,7 @@ fn csv_values(text: &str) -> Result<Vec<String>, RowFault> {
     reader.read_record(&mut record).map_err(|_| RowFault {
         code: "invalid_csv",
         reason: "not a CSV record".into(),
-        fix: "quote fields that hold commas, quotes or line breaks",
+        fix: "quote fields that hold separators, quotes or line breaks",
     })?;
     Ok(record.iter().map(str::to_owned).collect())
 }
@@ -181,8 +200,9 @@ pub struct Rows<R> {
     buffer: Vec<u8>,
     begin: usize,
     is_at_end: bool,
-    is_csv: bool,
-    header: Option<Arc<[String]>>,
+    /// Between the fields of a table; none for JSONL.
+    delimiter: Option<u8>,
+    header: Option<Header>,
     row: u64,
     line: u64,
 }
@@ -194,12 +214,24 @@ impl<R: Read> Rows<R> {
     /// When `source` cannot be read, or as [`io::ErrorKind::InvalidData`] when the header is missing
     /// or useless.
     pub fn new(source: R, format: Format) -> io::Result<Self> {
+        Self::delimited(source, (format == Format::Csv).then_some(b','))
+    }
+
+    /// The rows of a table whose fields are separated by tabs.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_tabs(source: R) -> io::Result<Self> {
+        Self::delimited(source, Some(b'\t'))
+    }
+
+    fn delimited(source: R, delimiter: Option<u8>) -> io::Result<Self> {
         let mut rows = Self {
             source,
             buffer: Vec::new(),
             begin: 0,
             is_at_end: false,
-            is_csv: format == Format::Csv,
+            delimiter,
             header: None,
             row: 0,
             line: 1,
@@ -208,18 +240,18 @@ impl<R: Read> Rows<R> {
         if rows.buffer.starts_with(BOM) {
             rows.begin = BOM.len();
         }
-        if rows.is_csv {
-            rows.header = Some(rows.read_header()?);
+        if let Some(delimiter) = delimiter {
+            rows.header = Some(Header { names: rows.read_header(delimiter)?, delimiter });
         }
         Ok(rows)
     }
 
-    /// Names of the columns, when the file is CSV.
+    /// Names of the columns, when the file is a table.
     pub fn header(&self) -> Option<&[String]> {
-        self.header.as_deref()
+        self.header.as_ref().map(|it| &*it.names)
     }
 
-    fn read_header(&mut self) -> io::Result<Arc<[String]>> {
+    fn read_header(&mut self, delimiter: u8) -> io::Result<Arc<[String]>> {
         let invalid = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason.to_owned());
         let (_, content) = self
             .next_content()?
@@ -227,7 +259,7 @@ impl<R: Read> Rows<R> {
         let bytes = content.map_err(|fault| invalid(&format!("header row: {}", fault.reason)))?;
         let text = String::from_utf8(bytes)
             .map_err(|_| invalid("the header row is not UTF-8; save the file as UTF-8"))?;
-        let names = csv_values(&text).map_err(|fault| invalid(&fault.reason))?;
+        let names = csv_values(&text, delimiter).map_err(|fault| invalid(&fault.reason))?;
         let names: Vec<String> = names.iter().map(|it| it.trim().to_owned()).collect();
         for (idx, name) in names.iter().enumerate() {
             if !name.is_empty() && names[..idx].contains(name) {
@@ -259,10 +291,9 @@ impl<R: Read> Rows<R> {
     fn next_content(&mut self) -> io::Result<Option<(u64, Content)>> {
         loop {
             let rest = &self.buffer[self.begin..];
-            let end = if self.is_csv {
-                record_end(rest)
-            } else {
-                rest.iter().position(|&it| it == b'\n')
+            let end = match self.delimiter {
+                Some(delimiter) => record_end(rest, delimiter),
+                None => rest.iter().position(|&it| it == b'\n'),
             };
             let line = self.line;
             let (content, n_taken) = match end {
@@ -274,7 +305,7 @@ impl<R: Read> Rows<R> {
                 None if rest.is_empty() => return Ok(None),
                 // A quote that nothing closes would swallow the rest of the file: only its first
                 // line is given up.
-                _ if self.is_csv && has_open_quote(rest) => {
+                _ if self.delimiter.is_some_and(|it| has_open_quote(rest, it)) => {
                     let first =
                         rest.iter().position(|&it| it == b'\n').map_or(rest.len(), |it| it + 1);
                     (Err(open_quote()), first)
@@ -341,17 +372,17 @@ fn too_long() -> RowFault {
 }
 
 /// Offset of the line break that ends the first CSV record; `None` when it is not in `bytes`.
-fn record_end(bytes: &[u8]) -> Option<usize> {
-    scan(bytes).0
+fn record_end(bytes: &[u8], delimiter: u8) -> Option<usize> {
+    scan(bytes, delimiter).0
 }
 
-fn has_open_quote(bytes: &[u8]) -> bool {
-    scan(bytes).1
+fn has_open_quote(bytes: &[u8], delimiter: u8) -> bool {
+    scan(bytes, delimiter).1
 }
 
 /// The record's end, and whether `bytes` end inside quotes. A quote opens a field only as its first
 /// character, as the csv crate has it.
-fn scan(bytes: &[u8]) -> (Option<usize>, bool) {
+fn scan(bytes: &[u8], delimiter: u8) -> (Option<usize>, bool) {
     let (mut is_quoted, mut is_field_start) = (false, true);
     for (at, &byte) in bytes.iter().enumerate() {
         if is_quoted {
@@ -364,7 +395,7 @@ fn scan(bytes: &[u8]) -> (Option<usize>, bool) {
             b'"' if is_field_start || bytes[at - 1] == b'"' => is_quoted = true,
             _ => {}
         }
-        is_field_start = byte == b',';
+        is_field_start = byte == delimiter;
     }
     (None, is_quoted)
 }

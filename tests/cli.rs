@@ -778,7 +778,17 @@ fn select_converts_what_check_converts_and_gives_each_row_its_own_id() {
     let of =
         |name: &str| -> Vec<&str> { chosen.iter().map(|it| it[name].as_str().unwrap()).collect() };
     assert_eq!(of("text"), posts);
-    assert_eq!(of("id"), ["7", "row-2", "8", "row-4"]);
+    let ids = of("id");
+    assert!(ids[0] == "7" && ids[2] == "8" && ids[1].len() == 12 && ids[3].len() == 12, "{ids:?}");
+    // For a spreadsheet, with the mark by which it knows the encoding.
+    let output = triage(home.path(), &["select", "posts.csv", "-o", "out.csv"], b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let csv = std::fs::read_to_string(home.path().join("out.csv")).unwrap();
+    let header = csv.lines().next();
+    assert_eq!(header, Some("\u{feff}id,text,label,selected,note"));
+    assert_eq!(csv.lines().count(), 5);
+    let none = triage(home.path(), &["select", "posts.csv", "--labelled", "out.csv"], b"");
+    assert!(text(&none.stderr).contains("no_labelled_cases"), "{}", text(&none.stderr));
     // A workbook too.
     let book = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/cases.xlsx");
     let output = triage(home.path(), &["select", book.to_str().unwrap()], b"");

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::domain::case::LabelledCase;
 use crate::domain::label::LabelSet;
 use crate::pipeline::segmenter;
+use crate::rows;
 use crate::training::audit::{Judgement, audit, spoil};
 
 const N_FOLDS: usize = 5;
@@ -147,7 +148,7 @@ fn write_cases(
     suspects: &[&Judgement],
     types: &LabelSet,
 ) -> csv::Result<()> {
-    let mut writer = csv::Writer::from_writer(out);
+    let mut writer = rows::spreadsheet(out)?;
     writer.write_record(COLUMNS)?;
     let mut is_written = vec![false; cases.len()];
     for (it, rank) in suspects.iter().zip(1..) {

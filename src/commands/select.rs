@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{load_pipeline, progress_style};
 use crate::cases;
@@ -18,6 +19,7 @@ use crate::domain::author::is_author_field;
 use crate::domain::case::{CaseId, CaseText};
 use crate::domain::prediction::Prediction;
 use crate::imports::{self, ImportedRow, Source};
+use crate::model::bundle::sha256;
 use crate::pipeline::{Pipeline, Prepared};
 use crate::rows::{self, Format, Rows};
 use crate::selection::{Candidate, N_FEATURES, Reason, Shares, features, select};
@@ -34,7 +36,7 @@ pub struct SelectArgs {
     /// 选出多少条
     #[arg(short, default_value_t = 200)]
     n: usize,
-    /// 写到哪里（JSONL）；不给出则写到标准输出
+    /// 写到哪里：.csv 便于用表格软件标注，否则为 JSONL；不给出则以 JSONL 写到标准输出
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// 随机抽取的比例；只有这一部分可用来衡量模型
@@ -52,7 +54,7 @@ pub struct SelectArgs {
     /// 文本所在的列
     #[arg(long, default_value = "text")]
     text_column: String,
-    /// 标识所在的列；没有标识或标识重复的行以行号为名
+    /// 标识所在的列；没有标识或标识重复的行以文本的 SHA-256 前 12 位为名
     #[arg(long, default_value = "id")]
     id_column: String,
     /// 随机种子
@@ -102,7 +104,7 @@ pub fn run(args: SelectArgs, config: &Config) -> anyhow::Result<()> {
         args.random_share
     );
     let lines = chosen_lines(&args, &posts, &pipeline, &scored, &chosen)?;
-    write(args.output.as_deref(), &lines)?;
+    write(args.output.as_deref(), &lines).context("output")?;
     let count = |reason| chosen.iter().filter(|it| it.1 == reason).count();
     eprintln!(
         "从 {} 条中选出 {} 条：随机 {}，不确定 {}，多样 {}",
@@ -139,6 +141,14 @@ fn known(path: &Path, args: &SelectArgs, pipeline: &Pipeline) -> anyhow::Result<
     };
     let found = cases::read_with(path, pipeline.taxonomy(), &options)
         .with_context(|| path.display().to_string())?;
+    ensure!(
+        !found.cases.is_empty(),
+        "no_labelled_cases: no row of {} has a text in `{}` and a label in `{}`; name the columns with \
+         --text-column and --label-column",
+        path.display(),
+        args.text_column,
+        args.label_column
+    );
     let directions = found
         .cases
         .par_iter()
@@ -224,15 +234,25 @@ fn margin(prediction: &Prediction) -> f32 {
     probabilities[0] - probabilities.get(1).copied().unwrap_or(0.0)
 }
 
-/// The chosen rows as JSONL, each under an id of its own.
+/// A chosen row, to be labelled.
+#[derive(Serialize)]
+struct Line {
+    id: String,
+    text: String,
+    label: Option<String>,
+    selected: &'static str,
+    note: Option<String>,
+}
+
+/// The chosen rows, each under an id of its own.
 fn chosen_lines(
     args: &SelectArgs,
     posts: &Posts<'_>,
     pipeline: &Pipeline,
     scored: &[Scored],
     chosen: &[(usize, Reason)],
-) -> anyhow::Result<Vec<u8>> {
-    let mut out = Vec::new();
+) -> anyhow::Result<Vec<Line>> {
+    let mut lines = Vec::new();
     let mut used = HashSet::new();
     let mut n_renamed = 0;
     let mut wanted = chosen.iter().map(|&(idx, reason)| (&scored[idx], reason)).peekable();
@@ -244,32 +264,40 @@ fn chosen_lines(
             "posts_changed: a chosen row is gone; the file must not change while it is read",
         )?;
         let given = given_id(&row, &args.id_column);
-        let id = unique_id(given.as_deref(), row.row, &mut used);
+        let id = unique_id(given.as_deref(), &text, &mut used);
         n_renamed += usize::from(given.is_some_and(|it| it != id));
-        let mut line: Map<String, Value> = Map::new();
-        line.insert("id".into(), id.into());
-        line.insert("text".into(), masked(&text).into());
-        line.insert("label".into(), Value::Null);
-        line.insert("selected".into(), reason.code().into());
-        if args.suggest {
+        let note = args.suggest.then(|| {
             let code = pipeline.type_labels().code(it.candidate.type_idx);
-            line.insert("note".into(), json!(format!("model: {code} {:.2}", it.probability)));
-        }
-        serde_json::to_writer(&mut out, &line)?;
-        out.push(b'\n');
+            format!("model: {code} {:.2}", it.probability)
+        });
+        let (text, selected) = (masked(&text), reason.code());
+        lines.push(Line { id, text, label: None, selected, note });
     }
     ensure!(wanted.next().is_none(), "posts_changed: the file became shorter while it was read");
     if n_renamed > 0 {
-        eprintln!("{n_renamed} 条的标识重复或不可用，已改以行号为名（row-行号）");
+        eprintln!("{n_renamed} 条的标识重复或不可用，已改以文本的 SHA-256 前 12 位为名");
     }
-    Ok(out)
+    Ok(lines)
 }
 
 /// Writes to a new file, or to standard output.
-fn write(path: Option<&Path>, lines: &[u8]) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(io::stdout().lock().write_all(lines)?) };
-    let fail = || path.display().to_string();
-    File::create_new(path).with_context(fail)?.write_all(lines).with_context(fail)
+fn write(path: Option<&Path>, lines: &[Line]) -> anyhow::Result<()> {
+    let Some(path) = path else { return write_jsonl(io::stdout().lock(), lines) };
+    let file = BufWriter::new(File::create_new(path)?);
+    if rows::format_of(path) != Some(Format::Csv) {
+        return write_jsonl(file, lines);
+    }
+    let mut writer = rows::spreadsheet(file)?;
+    lines.iter().try_for_each(|it| writer.serialize(it))?;
+    Ok(writer.flush()?)
+}
+
+fn write_jsonl(mut out: impl Write, lines: &[Line]) -> anyhow::Result<()> {
+    for it in lines {
+        serde_json::to_writer(&mut out, it)?;
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
 }
 
 fn given_id(row: &ImportedRow, column: &str) -> Option<String> {
@@ -280,14 +308,18 @@ fn given_id(row: &ImportedRow, column: &str) -> Option<String> {
     }
 }
 
-/// `given` when it is an id and free; otherwise one made of the row's number.
-fn unique_id(given: Option<&str>, row: u64, used: &mut HashSet<String>) -> String {
+/// `given` when it is an id and free; otherwise one made of the text, so that files put together later do
+/// not call two texts alike.
+fn unique_id(given: Option<&str>, text: &CaseText, used: &mut HashSet<String>) -> String {
+    const N_HEX_DIGITS: usize = 12;
     let given = given.filter(|it| CaseId::parse(*it).is_ok()).map(str::to_owned);
-    let of_row = (1_u64..).map(|turn| match turn {
-        1 => format!("row-{row}"),
-        _ => format!("row-{row}-{turn}"),
+    let digest = sha256(text.as_str().as_bytes());
+    let digest = &digest["sha256:".len()..][..N_HEX_DIGITS];
+    let of_text = (1_u64..).map(|turn| match turn {
+        1 => digest.to_owned(),
+        _ => format!("{digest}-{turn}"),
     });
-    let mut names = given.into_iter().chain(of_row);
+    let mut names = given.into_iter().chain(of_text);
     names.find(|it| used.insert(it.clone())).expect("there is always a further number")
 }
 
@@ -508,11 +540,16 @@ mod tests {
     fn every_id_is_given_once() {
         let mut used = HashSet::new();
         let long = "x".repeat(200);
-        let given =
-            [Some("a"), Some("a"), None, Some("row-2"), Some("row-6"), Some("a"), Some(&long)];
-        let ids: Vec<String> =
-            given.into_iter().zip(1..).map(|(id, row)| unique_id(id, row, &mut used)).collect();
-        assert_eq!(ids, ["a", "row-2", "row-3", "row-4", "row-6", "row-6-2", "row-7"]);
+        let mut id = |given: Option<&str>, text| {
+            unique_id(given, &CaseText::parse(text).unwrap(), &mut used)
+        };
+        let first = id(None, "停水");
+        assert!(first.len() == 12 && first.bytes().all(|it| it.is_ascii_hexdigit()), "{first}");
+        assert_eq!(id(Some("a"), "停电"), "a");
+        let others = [id(Some("a"), "着火"), id(Some(&long), "谢谢")];
+        assert!(others[0] != others[1] && others.iter().all(|it| it.len() == 12), "{others:?}");
+        assert_eq!(id(Some(&first), "停气").len(), 12);
+        assert_eq!(id(None, "停水"), format!("{first}-2"));
     }
 
     #[test]

@@ -1,25 +1,18 @@
 //! The lexical baseline every model is judged against: TF-IDF of character 1–3-grams and word
 //! 1–2-grams, and multinomial logistic regression. Never served.
 //!
-//! Sources: Wang and Manning 2012, "Baselines and Bigrams"; L-BFGS after Nocedal and Wright,
-//! *Numerical Optimization*, algorithm 7.4, with backtracking line search.
-
-use std::collections::VecDeque;
+//! Source: Wang and Manning 2012, "Baselines and Bigrams".
 
 use ahash::{HashMap, RandomState};
 use rayon::prelude::*;
 
+use super::linear::{Columns, SparseRow, minimize};
 use crate::text::{Segmenter, normalize, redact};
 
 /// N-grams in fewer texts are left out.
 const MIN_DOCUMENTS: u32 = 2;
 /// Inverse strength of the L2 penalty.
 const C: f32 = 10.0;
-const MAX_ITERATIONS: usize = 100;
-const LBFGS_MEMORY: usize = 6;
-
-/// Ascending columns with their weights.
-type SparseRow = Vec<(u32, f32)>;
 
 /// N-grams seen in training, with their inverse document frequencies.
 pub struct Vectorizer {
@@ -124,7 +117,9 @@ impl Classifier {
         let case_weights: Vec<f32> =
             labels.iter().map(|&it| C * rows.len() as f32 / (n_present * counts[it])).collect();
         let n_weights = (vectorizer.n_columns + 1) * n_labels;
-        let objective = |weights: &[f32]| loss(weights, rows, labels, &case_weights, n_labels);
+        let columns = Columns::of(rows, vectorizer.n_columns);
+        let objective =
+            |weights: &[f32]| loss(weights, rows, &columns, labels, &case_weights, n_labels);
         Self { weights: minimize(vec![0.0; n_weights], objective), n_labels }
     }
 
@@ -156,11 +151,12 @@ fn softmax(scores: &[f32]) -> Vec<f32> {
 fn loss(
     weights: &[f32],
     rows: &[SparseRow],
+    columns: &Columns,
     labels: &[usize],
     case_weights: &[f32],
     n_labels: usize,
 ) -> (f64, Vec<f32>) {
-    let errors: Vec<(f64, Vec<f32>)> = rows
+    let (losses, errors): (Vec<f64>, Vec<Vec<f32>>) = rows
         .par_iter()
         .zip(labels)
         .zip(case_weights)
@@ -171,113 +167,18 @@ fn loss(
             error.iter_mut().for_each(|it| *it *= weight);
             (loss, error)
         })
-        .collect();
+        .unzip();
     let n_free = weights.len() - n_labels;
     let mut gradient = weights.to_vec();
     gradient[n_free..].fill(0.0);
     let penalty: f64 = weights[..n_free].iter().map(|it| f64::from(it * it)).sum();
-    let mut total = 0.5 * penalty;
-    for (row, (loss, error)) in rows.iter().zip(&errors) {
-        total += loss;
-        for &(column, value) in row {
-            let begin = column as usize * n_labels;
-            for (slot, error) in gradient[begin..begin + n_labels].iter_mut().zip(error) {
-                *slot += value * error;
-            }
-        }
-        gradient[n_free..].iter_mut().zip(error).for_each(|(slot, error)| *slot += error);
-    }
-    (total, gradient)
-}
-
-/// The lowest point L-BFGS finds from `point`; `objective` gives value and gradient.
-pub fn minimize(mut point: Vec<f32>, objective: impl Fn(&[f32]) -> (f64, Vec<f32>)) -> Vec<f32> {
-    // Fixed parts, added in order: the same sum on every run.
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        const PART: usize = 1 << 14;
-        let parts: Vec<f64> = a
-            .par_chunks(PART)
-            .zip(b.par_chunks(PART))
-            .map(|(a, b)| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum())
-            .collect();
-        parts.iter().sum()
-    };
-    let axpy = |to: &mut [f32], scale: f64, by: &[f32]| {
-        to.iter_mut().zip(by).for_each(|(to, by)| *to += scale as f32 * by);
-    };
-    let (mut value, mut gradient) = objective(&point);
-    // Steps, changes of the gradient, and one over their product; newest last.
-    let mut memory: VecDeque<(Vec<f32>, Vec<f32>, f64)> = VecDeque::new();
-    for _ in 0..MAX_ITERATIONS {
-        let mut direction = gradient.clone();
-        let mut alphas = Vec::new();
-        for (step, change, rho) in memory.iter().rev() {
-            let alpha = rho * dot(step, &direction);
-            axpy(&mut direction, -alpha, change);
-            alphas.push(alpha);
-        }
-        let scale = memory.back().map_or_else(
-            || 1.0 / dot(&gradient, &gradient).sqrt().max(1e-12),
-            |(_, change, rho)| 1.0 / (rho * dot(change, change)),
-        );
-        direction.iter_mut().for_each(|it| *it *= scale as f32);
-        for ((step, change, rho), alpha) in memory.iter().zip(alphas.iter().rev()) {
-            let beta = rho * dot(change, &direction);
-            axpy(&mut direction, alpha - beta, step);
-        }
-        let slope = -dot(&gradient, &direction);
-        let mut length = 1.0;
-        let (next, next_value, next_gradient) = loop {
-            let mut next = point.clone();
-            axpy(&mut next, -length, &direction);
-            let (next_value, next_gradient) = objective(&next);
-            if next_value <= value + 1e-4 * length * slope || length < 1e-6 {
-                break (next, next_value, next_gradient);
-            }
-            length *= 0.5;
-        };
-        let gain = value - next_value;
-        let difference = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a - b).collect();
-        let step: Vec<f32> = difference(&next, &point);
-        let change: Vec<f32> = difference(&next_gradient, &gradient);
-        let curvature = dot(&step, &change);
-        if gain <= 0.0 {
-            break;
-        }
-        (point, gradient) = (next, next_gradient);
-        let is_done = gain < 1e-6 * value.abs();
-        value = next_value;
-        if is_done {
-            break;
-        }
-        if curvature > 1e-12 {
-            if memory.len() == LBFGS_MEMORY {
-                memory.pop_front();
-            }
-            memory.push_back((step, change, 1.0 / curvature));
-        }
-    }
-    point
+    columns.add_products(&errors.concat(), &mut gradient);
+    (0.5 * penalty + losses.iter().sum::<f64>(), gradient)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn minimize_finds_the_minimum_of_a_stretched_bowl() {
-        let bowl = |x: &[f32]| {
-            let scale = |idx: usize| 1.0 + idx as f32 * 10.0;
-            let value: f32 =
-                x.iter().enumerate().map(|(idx, it)| scale(idx) * (it - 1.0).powi(2)).sum();
-            let gradient =
-                x.iter().enumerate().map(|(idx, it)| 2.0 * scale(idx) * (it - 1.0)).collect();
-            (f64::from(value), gradient)
-        };
-        for it in minimize(vec![0.0; 8], bowl) {
-            assert!((it - 1.0).abs() < 0.01, "{it}");
-        }
-    }
 
     #[test]
     fn a_classifier_learns_words_and_leaves_the_unknown_open() {

@@ -18,7 +18,7 @@ use crate::model::calibration::{self, Calibration, TwoLogits};
 use crate::model::heads::{GROUNDS, LEVEL, TextLogits};
 use crate::model::lexical::Lexical;
 use crate::model::runtime::{Precision, Runtime};
-use crate::model::trainable::{Dropout, Gradients, Parameters, Trainable, WORDS};
+use crate::model::trainable::{Dropout, Gradients, Outputs, Parameters, Trainable, WORDS};
 use crate::model::weights::Weights;
 use crate::text::Encoding;
 use crate::text::ngrams::Ngrams;
@@ -36,6 +36,9 @@ pub struct Course<'a> {
     pub lexical: Lexical,
     /// What the lexical half says of the validation cases.
     by_words: Vec<TextLogits>,
+    /// What a lexical half that never saw the case says of each training case: the encoder learns what
+    /// that leaves open, as its answers will be mixed with the lexical half's.
+    beside: Vec<TextLogits>,
     /// Pooled vectors of the training cases, when the encoder stays as it is.
     pooled: Option<Vec<f32>>,
     /// One thread each: a product inside a part must not wake threads that another part needs, nor may
@@ -79,17 +82,14 @@ impl<'a> Course<'a> {
         });
         let rows: Vec<&[u32]> =
             train.iter().map(|it| first_tokens(it, settings.max_tokens)).collect();
-        let lexical = {
-            let ngrams: Vec<&Ngrams> = train.iter().map(|it| &it.ngrams).collect();
-            let targets: Vec<&Target> = train.iter().map(|it| &it.target).collect();
-            lexical::fit(
-                &ngrams,
-                &targets,
-                sizes,
-                settings.ngram_buckets,
-                prior.map(|it| &it.lexical),
-            )
+        let fit = |cases: &[&Example]| {
+            let ngrams: Vec<&Ngrams> = cases.iter().map(|it| &it.ngrams).collect();
+            let targets: Vec<&Target> = cases.iter().map(|it| &it.target).collect();
+            let prior = prior.map(|it| &it.lexical);
+            lexical::fit(&ngrams, &targets, sizes, settings.ngram_buckets, prior)
         };
+        let lexical = fit(&train.iter().collect::<Vec<_>>());
+        let beside = out_of_fold(train, fit);
         let by_words = validation.iter().map(|it| lexical.logits(&it.ngrams)).collect();
         let pooled = settings.is_frozen.then(|| -> Result<_> {
             Ok(Runtime::load(start, config, sizes, Precision::default())?.pooled(&rows))
@@ -103,6 +103,7 @@ impl<'a> Course<'a> {
             class_weights: class_weights(train, sizes.n_types),
             lexical,
             by_words,
+            beside,
             pooled: pooled.transpose()?,
             pools: pools
                 .collect::<std::result::Result<_, _>>()
@@ -164,17 +165,31 @@ impl<'a> Course<'a> {
             let width = task.config.hidden_size;
             let rows = part.cases.iter().flat_map(|it| &pooled[it * width..(it + 1) * width]);
             let tape = trainable.answer(values, rows.copied().collect(), &mut dropout);
-            let (loss, slopes) = loss(&tape.outputs, &targets, &self.class_weights, share);
+            let outputs = self.beside_words(&tape.outputs, &part.cases);
+            let (loss, slopes) = loss(&outputs, &targets, &self.class_weights, share);
             trainable.answer_back(values, &tape, &slopes, &mut gradients);
             return (gradients, loss);
         }
         let ids: Vec<&[u32]> = part.ids.iter().map(Vec::as_slice).collect();
         let tape = trainable.forward(values, &ids, &mut dropout);
         let answer = trainable.answer(values, tape.pooled.clone(), &mut dropout);
-        let (loss, slopes) = loss(&answer.outputs, &targets, &self.class_weights, share);
+        let outputs = self.beside_words(&answer.outputs, &part.cases);
+        let (loss, slopes) = loss(&outputs, &targets, &self.class_weights, share);
         let d_pooled = trainable.answer_back(values, &answer, &slopes, &mut gradients);
         trainable.back(values, &tape, d_pooled, &mut gradients);
         (gradients, loss)
+    }
+
+    /// The encoder's outputs for `cases` and a share of the lexical half's, as they will be mixed.
+    fn beside_words(&self, outputs: &Outputs, cases: &[usize]) -> Outputs {
+        let mut mixed = outputs.clone();
+        let heads: [fn(&TextLogits) -> &[f32]; 3] =
+            [|it| &it.kind, |it| &it.level, |it| &it.grounds];
+        for (outputs, head) in mixed.iter_mut().zip(heads) {
+            let words = cases.iter().flat_map(|&it| head(&self.beside[it]));
+            outputs.iter_mut().zip(words).for_each(|(slot, it)| *slot += LEXICAL_SHARE * it);
+        }
+        mixed
     }
 
     /// Nothing is owed afterwards.
@@ -276,6 +291,22 @@ struct Part {
 /// Parts of a batch. Not the number of cores: the sums of a step must not depend on the machine.
 const N_PARTS: usize = 2;
 
+/// How much of the lexical half's logits the encoder learns beside.
+const LEXICAL_SHARE: f32 = 0.5;
+
+/// Logits of each training case by a lexical half fitted on the other folds.
+fn out_of_fold(train: &[Example], fit: impl Fn(&[&Example]) -> Lexical) -> Vec<TextLogits> {
+    const N_FOLDS: usize = 3;
+    let fold = |idx: usize| idx % N_FOLDS;
+    let by_fold: Vec<Lexical> = (0..N_FOLDS)
+        .map(|held_out| {
+            let others = train.iter().enumerate().filter(|it| fold(it.0) != held_out);
+            fit(&others.map(|it| it.1).collect::<Vec<_>>())
+        })
+        .collect();
+    train.iter().enumerate().map(|(idx, it)| by_fold[fold(idx)].logits(&it.ngrams)).collect()
+}
+
 /// Square roots of inverse frequencies, mean 1 over the cases: rare types count more, not wildly so.
 fn class_weights(train: &[Example], n_types: usize) -> Vec<f32> {
     let mut counts = vec![0.0_f32; n_types];
@@ -371,6 +402,32 @@ mod tests {
     use rand::SeedableRng;
 
     use super::*;
+    use crate::model::heads::HeadSizes;
+
+    #[test]
+    fn what_stands_beside_a_case_never_saw_it() {
+        let sizes = HeadSizes { n_types: 2, n_levels: 2, n_grounds: 1 };
+        let example = |idx: usize, label: usize| Example {
+            chunks: Vec::new(),
+            ngrams: vec![(idx as u32 % 2, 1.0), (2, 1.0)],
+            target: Target { label, alt: None, level: Some(label), grounds: None },
+        };
+        let fit = |cases: &[&Example]| {
+            let ngrams: Vec<&Ngrams> = cases.iter().map(|it| &it.ngrams).collect();
+            let targets: Vec<&Target> = cases.iter().map(|it| &it.target).collect();
+            lexical::fit(&ngrams, &targets, sizes, 4, None)
+        };
+        let mut cases: Vec<Example> = (0..12).map(|it| example(it, it % 2)).collect();
+        let before = out_of_fold(&cases, fit);
+        assert!(
+            before.iter().enumerate().all(|(idx, it)| (it.kind[1] > it.kind[0]) == (idx % 2 == 1))
+        );
+        // Whatever its own label says.
+        cases[5] = example(5, 0);
+        let after = out_of_fold(&cases, fit);
+        assert_eq!(before[5].kind, after[5].kind);
+        assert_ne!(before[7].kind, after[7].kind);
+    }
 
     #[test]
     fn few_cases_get_as_many_steps_as_many() {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::loss::Target;
-use crate::evaluation::lexical::minimize;
+use crate::evaluation::linear::{Columns, minimize};
 use crate::model::calibration::softmax;
 use crate::model::heads::HeadSizes;
 use crate::model::lexical::{Lexical, outputs, weighted};
@@ -52,31 +52,24 @@ pub fn fit(
         Some(it) => [it.weight.as_slice(), &it.bias].concat(),
         None => vec![0.0; (n_buckets + 1) * n_outputs],
     };
+    let columns = Columns::of(&rows, n_buckets);
     let mut weight = minimize(start.clone(), |point| {
         let (weight, bias) = point.split_at(n_buckets * n_outputs);
-        let errors: Vec<(f64, Vec<f32>)> = rows
+        let (losses, errors): (Vec<f64>, Vec<Vec<f32>>) = rows
             .par_iter()
             .zip(targets)
             .zip(&case_weights)
             .map(|((row, target), &case_weight)| {
                 error(outputs(row, weight, bias), target, case_weight, sizes)
             })
-            .collect();
+            .unzip();
         let mut gradient: Vec<f32> = point.iter().zip(&start).map(|(a, b)| a - b).collect();
         if prior.is_none() {
             gradient[n_buckets * n_outputs..].fill(0.0); // The intercepts are free.
         }
-        let mut total = 0.5 * gradient.iter().map(|it| f64::from(it * it)).sum::<f64>();
-        for (row, (loss, error)) in rows.iter().zip(&errors) {
-            total += loss;
-            let one = (n_buckets as u32, 1.0);
-            for &(at, value) in row.iter().chain([&one]) {
-                let begin = at as usize * n_outputs;
-                let slots = &mut gradient[begin..begin + n_outputs];
-                slots.iter_mut().zip(error).for_each(|(slot, error)| *slot += value * error);
-            }
-        }
-        (total, gradient)
+        let penalty = gradient.iter().map(|it| f64::from(it * it)).sum::<f64>();
+        columns.add_products(&errors.concat(), &mut gradient);
+        (0.5 * penalty + losses.iter().sum::<f64>(), gradient)
     });
     let bias = weight.split_off(n_buckets * n_outputs);
     Lexical { idf, weight, bias, sizes }

@@ -228,7 +228,11 @@ async fn failures_are_shared_with_those_who_wait_and_not_kept() {
     let inputs = json!({"inputs": "路灯坏了"}).to_string();
     let again = send(&app, "/predict", &[("idempotency-key", "k")], inputs).await;
     assert!(again.status == 200 && !again.is_replayed());
-    // A wrong request is judged anew each time, and so is an item the model failed on.
+}
+
+#[tokio::test]
+async fn what_failed_is_judged_anew_each_time() {
+    let app = router::router(service_with(true, keep).service);
     for _ in 0..2 {
         let wrong = send(&app, "/v1/classify", &[("idempotency-key", "w")], "{}".into()).await;
         assert!(wrong.status == 422 && !wrong.is_replayed());
