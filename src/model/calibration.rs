@@ -2,8 +2,8 @@
 //! encoder's logits and a weight for the lexical half's; for the type also a bias per label and a
 //! conformal threshold; all fitted on cases that neither was trained on.
 //!
-//! Types weigh in the fit as they do in training: the probabilities are those of a desk where rare types
-//! are less rare than among the cases.
+//! Types weigh in the fit of every head as they do in training: the probabilities are those of a desk where
+//! rare types are less rare than among the cases.
 //!
 //! Sources: Guo et al. 2017, "On Calibration of Modern Neural Networks" (temperature and bias scaling); Genest and
 //! Zidek 1986, "Combining Probability Distributions" (logarithmic pooling: weighted sums of logits);
@@ -151,14 +151,14 @@ fn probabilities(values: Vec<f32>) -> Vec<Probability> {
 
 /// Fits a [`Calibration`] on held-out logits.
 ///
-/// `types` holds `(logits, true type)`, `levels` `(logits, true level)`, `grounds` `(logits, truth of
-/// each ground)`; `type_weights` says what a text of each type counts, `coverage` is the share of texts
+/// `types` holds `(logits, true type)`, `levels` `(logits, true level, true type)`, `grounds` `(logits, truth of
+/// each ground, true type)`; `type_weights` says what a text of each type counts, `coverage` is the share of texts
 /// whose prediction set must hold the true type. Few cases move it little from `prior`. An empty part leaves
 /// its head as `prior` had it, or uncalibrated.
 pub fn fit(
     types: &[(TwoLogits<'_>, usize)],
-    levels: &[(TwoLogits<'_>, usize)],
-    grounds: &[(TwoLogits<'_>, Vec<bool>)],
+    levels: &[(TwoLogits<'_>, usize, usize)],
+    grounds: &[(TwoLogits<'_>, Vec<bool>, usize)],
     type_weights: &[f32],
     coverage: f32,
     prior: Option<&Calibration>,
@@ -197,15 +197,17 @@ pub fn fit(
         }
     }
     let level = best_mix(prior.map(|it| it.level), |mix| {
-        let of_text = |(logits, truth): &(TwoLogits<'_>, usize)| {
-            nll(level_probabilities(&logits.mix(mix))[*truth])
+        let of_text = |(logits, truth, kind): &(TwoLogits<'_>, usize, usize)| {
+            f64::from(type_weights[*kind]) * nll(level_probabilities(&logits.mix(mix))[*truth])
         };
         levels.iter().map(of_text).sum()
     });
     let ground_mix = best_mix(prior.map(|it| it.grounds), |mix| {
-        let of_text = |(logits, truth): &(TwoLogits<'_>, Vec<bool>)| -> f64 {
+        let of_text = |(logits, truth, kind): &(TwoLogits<'_>, Vec<bool>, usize)| -> f64 {
             let mixed = logits.mix(mix).into_iter().zip(truth);
-            mixed.map(|(logit, &is_true)| nll(sigmoid(if is_true { logit } else { -logit }))).sum()
+            let of_ground =
+                mixed.map(|(logit, &is_true)| nll(sigmoid(if is_true { logit } else { -logit })));
+            f64::from(type_weights[*kind]) * of_ground.sum::<f64>()
         };
         grounds.iter().map(of_text).sum()
     });

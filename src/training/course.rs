@@ -36,8 +36,8 @@ pub struct Course<'a> {
     pub lexical: Lexical,
     /// What the lexical half says of the validation cases.
     by_words: Vec<TextLogits>,
-    /// What a lexical half that never saw the case says of each training case: the encoder learns what
-    /// that leaves open, as its answers will be mixed with the lexical half's.
+    /// What a lexical half that never saw the case says of each training case. The encoder's answers will be
+    /// mixed with such, so it also learns what they leave open.
     beside: Vec<TextLogits>,
     /// Pooled vectors of the training cases, when the encoder stays as it is.
     pooled: Option<Vec<f32>>,
@@ -158,38 +158,42 @@ impl<'a> Course<'a> {
         let Self { trainable, parameters, task, .. } = self;
         let values = &parameters.values;
         let mut dropout = Dropout::new(task.settings.dropout, part.seed);
-        let targets: Vec<&Target> = part.cases.iter().map(|&it| &task.train[it].target).collect();
         let share = part.cases.len() as f32 / n_batch as f32;
         let mut gradients = trainable.no_gradients(parameters);
         if let Some(pooled) = &self.pooled {
             let width = task.config.hidden_size;
             let rows = part.cases.iter().flat_map(|it| &pooled[it * width..(it + 1) * width]);
             let tape = trainable.answer(values, rows.copied().collect(), &mut dropout);
-            let outputs = self.beside_words(&tape.outputs, &part.cases);
-            let (loss, slopes) = loss(&outputs, &targets, &self.class_weights, share);
+            let (loss, slopes) = self.loss(&tape.outputs, &part.cases, share);
             trainable.answer_back(values, &tape, &slopes, &mut gradients);
             return (gradients, loss);
         }
         let ids: Vec<&[u32]> = part.ids.iter().map(Vec::as_slice).collect();
         let tape = trainable.forward(values, &ids, &mut dropout);
         let answer = trainable.answer(values, tape.pooled.clone(), &mut dropout);
-        let outputs = self.beside_words(&answer.outputs, &part.cases);
-        let (loss, slopes) = loss(&outputs, &targets, &self.class_weights, share);
+        let (loss, slopes) = self.loss(&answer.outputs, &part.cases, share);
         let d_pooled = trainable.answer_back(values, &answer, &slopes, &mut gradients);
         trainable.back(values, &tape, d_pooled, &mut gradients);
         (gradients, loss)
     }
 
-    /// The encoder's outputs for `cases` and a share of the lexical half's, as they will be mixed.
-    fn beside_words(&self, outputs: &Outputs, cases: &[usize]) -> Outputs {
-        let mut mixed = outputs.clone();
+    /// `share` times the loss of the encoder's `outputs` for `cases`: half that of its own answers, half that
+    /// of its answers mixed with the lexical half's.
+    fn loss(&self, outputs: &Outputs, cases: &[usize], share: f32) -> (f32, Outputs) {
+        let targets: Vec<&Target> = cases.iter().map(|&it| &self.task.train[it].target).collect();
         let heads: [fn(&TextLogits) -> &[f32]; 3] =
             [|it| &it.kind, |it| &it.level, |it| &it.grounds];
+        let mut mixed = outputs.clone();
         for (outputs, head) in mixed.iter_mut().zip(heads) {
             let words = cases.iter().flat_map(|&it| head(&self.beside[it]));
-            outputs.iter_mut().zip(words).for_each(|(slot, it)| *slot += LEXICAL_SHARE * it);
+            outputs.iter_mut().zip(words).for_each(|(slot, it)| *slot += it);
         }
-        mixed
+        let (alone, mut slopes) = loss(outputs, &targets, &self.class_weights, share / 2.0);
+        let (together, others) = loss(&mixed, &targets, &self.class_weights, share / 2.0);
+        for (slopes, others) in slopes.iter_mut().zip(others) {
+            slopes.iter_mut().zip(others).for_each(|(slot, it)| *slot += it);
+        }
+        (alone + together, slopes)
     }
 
     /// Nothing is owed afterwards.
@@ -291,9 +295,6 @@ struct Part {
 /// Parts of a batch. Not the number of cores: the sums of a step must not depend on the machine.
 const N_PARTS: usize = 2;
 
-/// How much of the lexical half's logits the encoder learns beside.
-const LEXICAL_SHARE: f32 = 0.5;
-
 /// Logits of each training case by a lexical half fitted on the other folds.
 fn out_of_fold(train: &[Example], fit: impl Fn(&[&Example]) -> Lexical) -> Vec<TextLogits> {
     const N_FOLDS: usize = 3;
@@ -389,10 +390,11 @@ fn calibrate(
             .map(move |((a, b), case)| (TwoLogits { encoder: of(a), lexical: of(b) }, &case.target))
     };
     let types: Vec<_> = head(|it| &it.kind).map(|(it, target)| (it, target.label)).collect();
-    let levels: Vec<_> =
-        head(|it| &it.level).filter_map(|(it, target)| Some((it, target.level?))).collect();
+    let levels: Vec<_> = head(|it| &it.level)
+        .filter_map(|(it, target)| Some((it, target.level?, target.label)))
+        .collect();
     let grounds: Vec<_> = head(|it| &it.grounds)
-        .filter_map(|(it, target)| Some((it, target.grounds.clone()?)))
+        .filter_map(|(it, target)| Some((it, target.grounds.clone()?, target.label)))
         .collect();
     calibration::fit(&types, &levels, &grounds, class_weights, coverage, prior)
 }

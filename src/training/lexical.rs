@@ -14,8 +14,8 @@ const MIN_DOCUMENTS: u32 = 2;
 /// Inverse strength of the L2 penalty.
 const C: f32 = 10.0;
 
-/// Learns from texts' n-grams and what they teach. Types count alike, however rare; a case without level
-/// or grounds teaches the other heads only. The penalty pulls towards `prior`, or towards nothing: what
+/// Learns from texts' n-grams and what they teach. Types count alike, however rare, in every head; a case
+/// without level or grounds teaches the other heads only. The penalty pulls towards `prior`, or towards nothing: what
 /// these cases are silent about stays as it was.
 ///
 /// # Panics
@@ -92,8 +92,8 @@ fn error(
     let mut binary = |logit: f32, truth: Option<bool>| {
         let Some(truth) = truth else { return 0.0 };
         let right = 1.0 / (1.0 + (if truth { -logit } else { logit }).exp());
-        loss -= f64::from(C * right.max(1e-30).ln());
-        C * if truth { right - 1.0 } else { 1.0 - right }
+        loss -= f64::from(case_weight * right.max(1e-30).ln());
+        case_weight * if truth { right - 1.0 } else { 1.0 - right }
     };
     for (threshold, &logit) in level.iter().enumerate() {
         errors.push(binary(logit, target.level.map(|it| it > threshold)));

@@ -26,7 +26,8 @@ pub struct Target {
 
 /// `share` times the mean loss of the cases, and its slope at each of `outputs`.
 ///
-/// `class_weights` has one weight per type, mean 1 over cases. A case without level or grounds teaches the
+/// `class_weights` has one weight per type, mean 1 over cases, and holds for every head: levels are judged as
+/// the types are, at a desk where rare ones are less rare. A case without level or grounds teaches the
 /// other heads only; when no case has any, their slopes are zero.
 pub fn loss(
     outputs: &Outputs,
@@ -58,18 +59,24 @@ pub fn loss(
     let n_thresholds = levels.len() / targets.len();
     let level =
         |it: &Target| it.level.map(|level| (0..n_thresholds).map(|it| level > it).collect());
-    let (level_loss, level_slopes) = sigmoid_loss(levels, targets, level, share * LEVEL_WEIGHT);
-    let (ground_loss, ground_slopes) =
-        sigmoid_loss(grounds, targets, |it| it.grounds.clone(), share * GROUNDS_WEIGHT);
+    let weight = |it: &Target| class_weights[it.label];
+    let (level_loss, level_slopes) =
+        sigmoid_loss(levels, targets, level, |it| weight(it) * share * LEVEL_WEIGHT);
+    let (ground_loss, ground_slopes) = sigmoid_loss(
+        grounds,
+        targets,
+        |it| it.grounds.clone(),
+        |it| weight(it) * share * GROUNDS_WEIGHT,
+    );
     (total + level_loss + ground_loss, [kind_slopes, level_slopes, ground_slopes])
 }
 
-/// `weight` times the sum of a row's binary cross-entropies, averaged over the rows that have a truth.
+/// Each row's weight times the sum of its binary cross-entropies, averaged over the rows that have a truth.
 fn sigmoid_loss(
     logits: &[f32],
     targets: &[&Target],
     truth: impl Fn(&Target) -> Option<Vec<bool>>,
-    weight: f32,
+    weight: impl Fn(&Target) -> f32,
 ) -> (f32, Vec<f32>) {
     let width = logits.len() / targets.len();
     let truths: Vec<Option<Vec<bool>>> = targets.iter().map(|it| truth(it)).collect();
@@ -78,11 +85,11 @@ fn sigmoid_loss(
     if n_known == 0 || width == 0 {
         return (0.0, slopes);
     }
-    let scale = weight / n_known as f32;
     let mut total = 0.0;
     let rows = logits.chunks_exact(width).zip(slopes.chunks_exact_mut(width));
-    for ((logits, slopes), truths) in rows.zip(&truths) {
+    for (((logits, slopes), truths), target) in rows.zip(&truths).zip(targets) {
         let Some(truths) = truths else { continue };
+        let scale = weight(target) / n_known as f32;
         for ((&x, slope), &is_true) in logits.iter().zip(slopes).zip(truths) {
             let y = f32::from(u8::from(is_true));
             // max(x, 0) - x y + ln(1 + exp(-|x|)): no exponential of a large number.
