@@ -104,7 +104,10 @@ pub fn run(args: SelectArgs, config: &Config) -> anyhow::Result<()> {
         args.random_share
     );
     let lines = chosen_lines(&args, &posts, &pipeline, &scored, &chosen)?;
-    write(args.output.as_deref(), &lines).context("output")?;
+    write(args.output.as_deref(), &lines).with_context(|| match &args.output {
+        Some(path) => path.display().to_string(),
+        None => "standard output".to_owned(),
+    })?;
     let count = |reason| chosen.iter().filter(|it| it.1 == reason).count();
     eprintln!(
         "从 {} 条中选出 {} 条：随机 {}，不确定 {}，多样 {}",
